@@ -1,0 +1,199 @@
+"""What each branch saves for its backward, and how its gradient is routed: the memory story on one page.
+
+Every branch saves its inputs, its output and one log-sum-exp per row and head; scores and probabilities are
+recomputed. Backward is first order only.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trisparse import ops  # noqa: F401  (registers torch.ops.trisparse)
+from trisparse.config import SparseConfig
+
+
+class Place(NamedTuple):
+    """The arguments that follow the tensors in every operator of `ops.py`."""
+
+    sizes: list[int]
+    scale: float
+    cu_seqlens: Tensor | None
+    query_start: int
+    backend: str
+
+
+class _Compressed(torch.autograd.Function):
+    """out, lse and, if asked for, the ids of the selected blocks from the same scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, place: Place, with_ids: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        ids = None
+        if with_ids:
+            out, lse, ids = torch.ops.trisparse.compressed_select_forward(query, key, value, *place)
+            ctx.mark_non_differentiable(lse, ids)
+        else:
+            out, lse = torch.ops.trisparse.compressed_forward(query, key, value, *place)
+            ctx.mark_non_differentiable(lse)
+        ctx.save_for_backward(query, key, value, out, lse, place.cu_seqlens)
+        ctx.place = place
+        return out, lse, ids
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        *saved, cu_seqlens = ctx.saved_tensors
+        place = ctx.place._replace(cu_seqlens=cu_seqlens)
+        grads = torch.ops.trisparse.compressed_backward(grad_out, *saved, *place)
+        return (*grads, None, None)
+
+
+class _Selected(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, ids: Tensor, place: Place) -> Tensor:
+        out, lse = torch.ops.trisparse.selected_forward(query, key, value, ids, *place)
+        ctx.save_for_backward(query, key, value, ids, out, lse, place.cu_seqlens)
+        ctx.place = place
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, cu_seqlens = ctx.saved_tensors
+        place = ctx.place._replace(cu_seqlens=cu_seqlens)
+        grads = torch.ops.trisparse.selected_backward(grad_out, *saved, *place)
+        return (*grads, None, None)
+
+
+class _Window(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, place: Place) -> Tensor:
+        out, lse = torch.ops.trisparse.window_forward(query, key, value, *place)
+        ctx.save_for_backward(query, key, value, out, lse, place.cu_seqlens)
+        ctx.place = place
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, cu_seqlens = ctx.saved_tensors
+        place = ctx.place._replace(cu_seqlens=cu_seqlens)
+        grads = torch.ops.trisparse.window_backward(grad_out, *saved, *place)
+        return (*grads, None)
+
+
+class _GatedSum(torch.autograd.Function):
+    """Eq. 5, summed in at least fp32; saves the branches as they came, not their wider copies."""
+
+    @staticmethod
+    def forward(ctx: Any, gates: Tensor, *branches: Tensor) -> Tensor:
+        ctx.save_for_backward(gates, *branches)
+        dtype = torch.promote_types(branches[0].dtype, torch.float32)
+        wide = gates.to(dtype)
+        total = branches[0].to(dtype) * wide[..., 0, None]
+        for index, branch in enumerate(branches[1:], start=1):
+            total = torch.addcmul(total, branch.to(dtype), wide[..., index, None])
+        return total.to(branches[0].dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        gates, *branches = ctx.saved_tensors
+        dtype = torch.promote_types(branches[0].dtype, torch.float32)
+        grad_out = grad_out.to(dtype)
+        grad_gates = [(grad_out * branch.to(dtype)).sum(dim=-1) for branch in branches]
+        wide = gates.to(dtype)
+        grads = [
+            (grad_out * wide[..., index, None]).to(branch.dtype) for index, branch in enumerate(branches)
+        ]
+        return (torch.stack(grad_gates, dim=-1).to(gates.dtype), *grads)
+
+
+def _place(
+    config: SparseConfig, scale: float, cu_seqlens: Tensor | None, query_start: int, backend: str
+) -> Place:
+    return Place(config.as_ints(), scale, cu_seqlens, query_start, backend)
+
+
+def compressed_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """-> out [B, Tq, H, E], lse [B, Tq, H] (not differentiable)."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    out, lse, _ = _Compressed.apply(query, key, value, place, False)
+    return out, lse
+
+
+def select_blocks(
+    query: Tensor,
+    key: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> Tensor:
+    """-> ids int32 [B, Tq, G, S]; no gradient flows through selection (spec 4)."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    return torch.ops.trisparse.select_blocks(query.detach(), key.detach(), *place)
+
+
+def selected_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ids: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> Tensor:
+    """-> out [B, Tq, H, E]."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    return _Selected.apply(query, key, value, ids, place)
+
+
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> Tensor:
+    """-> out [B, Tq, H, E]."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    return _Window.apply(query, key, value, place)
+
+
+def sparse_attention(
+    query: Tensor,
+    compressed: tuple[Tensor, Tensor],
+    selected: tuple[Tensor, Tensor],
+    window: tuple[Tensor, Tensor],
+    gates: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> Tensor:
+    """-> out [B, Tq, H, E]; the ids are those of `select_blocks`, from the compressed branch's own scores."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    out_cmp, _, ids = _Compressed.apply(query, *compressed, place, True)
+    out_slc = _Selected.apply(query, *selected, ids, place)
+    out_win = _Window.apply(query, *window, place)
+    return _GatedSum.apply(gates, out_cmp, out_slc, out_win)

@@ -1,0 +1,78 @@
+"""The sizes of Native Sparse Attention: what the paper calls l, d, l', n and w."""
+
+from dataclasses import astuple, dataclass
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseConfig:
+    """Block sizes and counts of the three branches. The defaults are the paper's.
+
+    Attributes:
+        compress_block: tokens summarised by one compressed key (l).
+        compress_stride: tokens between the starts of two compressed blocks (d); divides both other blocks.
+        select_block: raw tokens in one selected block (l').
+        num_selected: blocks each query selects (n), the forced ones included.
+        num_initial: blocks at the start of the sequence that every query selects.
+        num_local: blocks ending at the query's own that every query selects.
+        window: tokens in the sliding window (w), the query's own included.
+
+    Raises:
+        TypeError: a field is not an int.
+        ValueError: a size below 1, a stride that divides neither block, l outside d..l', or too few slots
+            for the forced blocks.
+    """
+
+    compress_block: int = 32
+    compress_stride: int = 16
+    select_block: int = 64
+    num_selected: int = 16
+    num_initial: int = 1
+    num_local: int = 2
+    window: int = 512
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
+            least = 0 if name in ("num_initial", "num_local") else 1
+            _require(value >= least, f"{name}: expected at least {least}, got {value}")
+        block, stride, select = self.compress_block, self.compress_stride, self.select_block
+        _require(stride <= block, f"compress_stride: expected at most compress_block={block}, got {stride}")
+        _require(
+            block % stride == 0,
+            f"compress_stride: expected a divisor of compress_block={block}, got {stride}",
+        )
+        _require(
+            select % stride == 0,
+            f"compress_stride: expected a divisor of select_block={select}, got {stride}",
+        )
+        _require(block <= select, f"compress_block: expected at most select_block={select}, got {block}")
+        forced = self.num_initial + self.num_local
+        _require(
+            self.num_selected >= forced,
+            f"num_selected: expected at least num_initial + num_local = {forced}, got {self.num_selected}",
+        )
+
+    def num_compressed(self, tokens: int) -> int:
+        """Compressed blocks of a sequence of `tokens` tokens (eq. 7); an incomplete block does not count."""
+        if tokens < self.compress_block:
+            return 0
+        return (tokens - self.compress_block) // self.compress_stride + 1
+
+    def num_select_blocks(self, tokens: int) -> int:
+        """Selection blocks of a sequence of `tokens` tokens; the last one may be incomplete."""
+        return -(-tokens // self.select_block)
+
+    def as_ints(self) -> list[int]:
+        """The fields in declaration order, as `SparseConfig.from_ints` takes them back."""
+        return list(astuple(self))
+
+    @classmethod
+    def from_ints(cls, sizes: list[int]) -> "SparseConfig":
+        """The inverse of `as_ints`: how a config crosses an operator schema, which knows no classes."""
+        return cls(**dict(zip(cls.__dataclass_fields__, sizes, strict=True)))

@@ -1,0 +1,96 @@
+"""The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
+
+One operator per stage and direction, the backend an argument. Nothing here imports Triton or starts a compiler.
+Operators have no autograd formula of their own: `autograd.py` routes the gradients.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trisparse import backends
+from trisparse.config import SparseConfig
+
+_PLACE = "int[] sizes, float scale, Tensor? cu_seqlens, SymInt query_start, str backend"
+_SCHEMAS = {
+    "compressed_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor)",
+    "compressed_select_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "compressed_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "select_blocks": f"(Tensor query, Tensor key, {_PLACE}) -> Tensor",
+    "selected_forward": f"(Tensor query, Tensor key, Tensor value, Tensor ids, {_PLACE}) -> (Tensor, Tensor)",
+    "selected_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor ids, Tensor out, Tensor lse, "
+    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "window_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor)",
+    "window_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
+    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
+}
+
+
+def _run(name: str, *arguments: Any) -> Any:
+    """Call function `name` of the backend's room. The last arguments are those of `_PLACE`."""
+    *tensors, sizes, scale, cu_seqlens, query_start, backend = arguments
+    function = getattr(backends.room(backend), name)
+    # a caller's autocast region must not reach the arithmetic inside: spec 9 fixes its precision
+    with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
+        return function(*tensors, SparseConfig.from_ints(sizes), scale, cu_seqlens, query_start)
+
+
+def _attention_shapes(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    out = query.new_empty((*query.shape[:3], value.shape[3]))
+    lse = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
+    return out, lse
+
+
+def _ids_shape(query: Tensor, key: Tensor, sizes: list[int]) -> Tensor:
+    num_selected = SparseConfig.from_ints(sizes).num_selected
+    return query.new_empty((*query.shape[:2], key.shape[2], num_selected), dtype=torch.int32)
+
+
+def _fake_forward(query: Tensor, _key: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return _attention_shapes(query, value)
+
+
+def _fake_select_forward(
+    query: Tensor, key: Tensor, value: Tensor, sizes: list[int], *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (*_attention_shapes(query, value), _ids_shape(query, key, sizes))
+
+
+def _fake_select(query: Tensor, key: Tensor, sizes: list[int], *_: Any) -> Tensor:
+    return _ids_shape(query, key, sizes)
+
+
+def _fake_backward(
+    _grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *_: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+_FAKES = {
+    "compressed_forward": _fake_forward,
+    "compressed_select_forward": _fake_select_forward,
+    "compressed_backward": _fake_backward,
+    "select_blocks": _fake_select,
+    "selected_forward": _fake_forward,
+    "selected_backward": _fake_backward,
+    "window_forward": _fake_forward,
+    "window_backward": _fake_backward,
+}
+
+# the library object must live as long as the process: dropping it would unregister the operators
+_LIBRARY = torch.library.Library("trisparse", "DEF")
+
+
+def _register(name: str) -> None:
+    def implementation(*arguments: Any) -> Any:
+        return _run(name, *arguments)
+
+    _LIBRARY.define(name + _SCHEMAS[name])
+    _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"trisparse::{name}", _FAKES[name], lib=_LIBRARY)
+
+
+for _name in _SCHEMAS:
+    _register(_name)
