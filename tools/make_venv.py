@@ -22,7 +22,9 @@ def fetch_pip(folder: Path) -> Path:
     with urllib.request.urlopen(wheel["url"], timeout=180) as reply:
         content = reply.read()
     if hashlib.sha256(content).hexdigest() != wheel["digests"]["sha256"]:
-        raise SystemExit(f"make_venv: {wheel['filename']}: the download does not match PyPI's sha256; try again")
+        raise SystemExit(
+            f"make_venv: {wheel['filename']}: the download does not match PyPI's sha256; try again"
+        )
     path = folder / wheel["filename"]
     path.write_bytes(content)
     return path

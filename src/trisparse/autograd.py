@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from trisparse import ops  # noqa: F401  (registers torch.ops.trisparse)
 from trisparse.config import SparseConfig
@@ -22,6 +21,38 @@ class Place(NamedTuple):
     cu_seqlens: Tensor | None
     query_start: int
     backend: str
+
+
+def _backward(branch: str, grad_out: Tensor, saved: list[Tensor], place: Place) -> tuple[Tensor, ...]:
+    """Gradients of a branch's query, key and value."""
+    with torch.no_grad():
+        grads = getattr(torch.ops.trisparse, f"{branch}_backward")(grad_out, *saved, *place)
+    return _first_order(grads, saved)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    """The gradients as they are, but part of a graph in which a second derivative fails instead of vanishing.
+
+    PyTorch's `once_differentiable` lets a second derivative pass silently where `grad_out` is a constant.
+    """
+
+    @staticmethod
+    def forward(_: Any, anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+        return tuple(grad.view_as(grad) for grad in grads)
+
+    @staticmethod
+    def backward(_: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        raise RuntimeError(
+            "trisparse: expected a first derivative, got a second one; backend='reference' can be differentiated twice"
+        )
+
+
+def _first_order(grads: tuple[Tensor, ...], saved: list[Tensor]) -> tuple[Tensor, ...]:
+    """`grads`, guarded where a graph of the backward is being made from `saved`."""
+    anchor = next((x for x in saved if x.requires_grad), None)
+    if anchor is None or not torch.is_grad_enabled():
+        return grads
+    return _FirstOrderOnly.apply(anchor, *grads)
 
 
 class _Compressed(torch.autograd.Function):
@@ -43,11 +74,10 @@ class _Compressed(torch.autograd.Function):
         return out, lse, ids
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         *saved, cu_seqlens = ctx.saved_tensors
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
-        grads = torch.ops.trisparse.compressed_backward(grad_out, *saved, *place)
+        grads = _backward("compressed", grad_out, saved, place)
         return (*grads, None, None)
 
 
@@ -60,11 +90,10 @@ class _Selected(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cu_seqlens = ctx.saved_tensors
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
-        grads = torch.ops.trisparse.selected_backward(grad_out, *saved, *place)
+        grads = _backward("selected", grad_out, saved, place)
         return (*grads, None, None)
 
 
@@ -77,11 +106,10 @@ class _Window(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         *saved, cu_seqlens = ctx.saved_tensors
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
-        grads = torch.ops.trisparse.window_backward(grad_out, *saved, *place)
+        grads = _backward("window", grad_out, saved, place)
         return (*grads, None)
 
 
@@ -99,17 +127,16 @@ class _GatedSum(torch.autograd.Function):
         return total.to(branches[0].dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         gates, *branches = ctx.saved_tensors
         dtype = torch.promote_types(branches[0].dtype, torch.float32)
-        grad_out = grad_out.to(dtype)
-        grad_gates = [(grad_out * branch.to(dtype)).sum(dim=-1) for branch in branches]
-        wide = gates.to(dtype)
-        grads = [
-            (grad_out * wide[..., index, None]).to(branch.dtype) for index, branch in enumerate(branches)
-        ]
-        return (torch.stack(grad_gates, dim=-1).to(gates.dtype), *grads)
+        with torch.no_grad():
+            grad_out, wide = grad_out.to(dtype), gates.to(dtype)
+            grad_gates = [(grad_out * branch.to(dtype)).sum(dim=-1) for branch in branches]
+            grads = [
+                (grad_out * wide[..., index, None]).to(branch.dtype) for index, branch in enumerate(branches)
+            ]
+        return _first_order((torch.stack(grad_gates, dim=-1).to(gates.dtype), *grads), [gates, *branches])
 
 
 def _place(

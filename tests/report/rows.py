@@ -2,6 +2,12 @@
 
 import math
 import random
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 Rows = list[dict[str, str]]
 SETTING = {
@@ -177,3 +183,24 @@ def gate_rows(layers: int = 6, heads: int = 8) -> Rows:
         for head in range(heads)
         for branch, centre in centres.items()
     ]
+
+
+def words(figure: "Figure") -> list["Text"]:
+    """All that is written in a figure; a tick outside its axis exists but is not drawn."""
+    from matplotlib.text import Text
+
+    unseen = {
+        id(label) for axes in figure.axes for axis in (axes.xaxis, axes.yaxis) for label in _unseen(axis)
+    }
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text().strip()]
+    return [text for text in texts if id(text) not in unseen]
+
+
+def _unseen(axis: "Axis") -> list["Text"]:
+    low, high = sorted(axis.get_view_interval())
+    return [tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high]
+
+
+def written(figure: "Figure") -> str:
+    """The words of a figure in one line."""
+    return " | ".join(text.get_text() for text in words(figure))

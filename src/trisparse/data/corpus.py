@@ -25,7 +25,7 @@ from trisparse.data.tokenizer import END_OF_DOCUMENT, encode_bytes
 
 Split = Literal["training", "heldout"]
 
-# long modules of different subjects, in every Python from 3.11 to 3.14
+# long modules of different subjects; a Python that lacks one does without it
 HELDOUT_MODULES = (
     "argparse.py",
     "asyncio/streams.py",

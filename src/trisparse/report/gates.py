@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from trisparse.report import look
 from trisparse.report.palette import BRANCHES
 from trisparse.report.prose import listed
-from trisparse.report.rows import Rows, integer, number, require_columns
+from trisparse.report.rows import Rows, integer, number, require_columns, require_unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ["layer", "head", "branch", "mean"]
 READING = (
-    "Every layer adds up three branches, each multiplied by its own gate: 0 shuts a branch out, 1 lets it pass "
-    "whole. Bars are means over heads and tokens, dots are single heads. The gates are independent and need not "
-    "sum to 1; and because the branches' outputs may differ in size, a gate is not a share of the result."
+    "Every layer adds up three branches, each multiplied by its own gate: 0 shuts a branch out, 1 lets it "
+    "pass whole. Bars are means over heads and tokens, dots are single heads. The gates are independent and "
+    "need not sum to 1; and as the branches' outputs may differ in size, a gate is no share of the result."
 )
 BAR = 0.26
 
@@ -41,6 +41,7 @@ def draw(rows: Rows) -> "Figure":
 
 def _read_gates(rows: Rows) -> Gates:
     require_columns(rows, COLUMNS)
+    require_unique(rows, COLUMNS[:3])
     gates: Gates = {layer: {} for layer in sorted({integer(row, "layer") for row in rows})}
     for row in sorted(rows, key=lambda row: integer(row, "head")):
         gates[integer(row, "layer")].setdefault(_branch(row), []).append(_gate(row))
@@ -85,9 +86,8 @@ def explain(rows: Rows) -> str:
     """How to read the figure, and in which layers each branch is opened least and most."""
     gates = _read_gates(rows)
     present = [branch for branch in BRANCHES if any(branch in layer for layer in gates.values())]
-    return " ".join(
-        [READING, f"Means over all layers and heads: {listed([_verdict(gates, b) for b in present])}."]
-    )
+    verdicts = listed([_verdict(gates, branch) for branch in present])
+    return f"{READING} Means over all layers and heads: {verdicts}."
 
 
 def _verdict(gates: Gates, branch: str) -> str:

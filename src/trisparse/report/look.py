@@ -20,6 +20,7 @@ INK, MUTED, GRID, FAILED = "#222222", "#6B6B6B", "#E4E4E4", "#C1121F"
 BODY, SMALL = 8.5, 7.5
 BAND = 0.16
 DASHED = (0, (4, 3))
+TICKS = {8: [1.0, 1.5, 2.0, 3.0, 5.0, 7.0], 500: [1.0, 2.0, 5.0], math.inf: [1.0]}
 
 
 def new_figure(columns: int, height: float, *, share_y: bool = True) -> tuple["Figure", list["Axes"]]:
@@ -66,7 +67,8 @@ def plain_log_axis(axes: "Axes", low: float, high: float, suffix: str = "") -> N
     """A logarithmic y axis from `low` to `high`, with ticks written out: 0.5, 20, 1000."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    steps = (1.0, 2.0, 5.0) if high / low < 500 else (1.0,)
+    # the narrower the span, the more ticks in a decade
+    steps = next(steps for span, steps in TICKS.items() if high / low < span)
     axes.set_yscale("log")
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(LogLocator(base=10, subs=steps, numticks=20))

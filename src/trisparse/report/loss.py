@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trisparse.report import look
-from trisparse.report.palette import ATTENTIONS, Identity, identity
+from trisparse.report.palette import ATTENTIONS, Identity, identity, rank
 from trisparse.report.prose import listed, millions, plain
 from trisparse.report.rows import Rows, distinct, integer, number, require_columns
 
@@ -19,7 +19,7 @@ SPLITS = ("heldout", "train")
 READING = (
     "Bits per byte: how many bits a model needs to write down one byte of text; lower is better, and a model "
     "that knows nothing needs 8. Strong lines are text that was held out, light lines the text being trained "
-    "on. The right panel enlarges the second half of the left one."
+    "on. The right panel enlarges the end of the left one."
 )
 
 
@@ -35,21 +35,21 @@ class Curve:
 
 
 def draw(rows: Rows) -> "Figure":
-    """The whole run on the left, its second half enlarged on the right with the last values written out."""
+    """The whole run on the left, its end enlarged on the right with the last values written out."""
     curves = _read_curves(rows)
-    figure, (whole, half) = look.new_figure(2, 3.1, share_y=False)
-    for panel in (whole, half):
+    figure, (whole, end) = look.new_figure(2, 3.1, share_y=False)
+    for panel in (whole, end):
         for place, curve in enumerate(curves):
             # the first curve on top, the training curves below all
             _draw_curve(panel, curve, layer=3 - place / 100)
     _name_training(whole, curves)
     _draw_unigram(whole, rows)
-    _enlarge_second_half(half, curves)
+    _enlarge_end(end, curves)
     whole.set_xlim(left=0)
     look.label_axes(whole, x="Training tokens (millions)", y="Loss (bits per byte)", title="Whole run")
-    look.label_axes(half, x="Training tokens (millions)", title="Second half, enlarged")
+    look.label_axes(end, x="Training tokens (millions)", title="End of the run, enlarged")
     look.legend(figure, [whole])
-    look.label_ends(half, [_end_label(curve) for curve in _judged(curves)])
+    look.label_ends(end, [_end_label(curve) for curve in _judged(curves)])
     return figure
 
 
@@ -64,9 +64,7 @@ def _read_curves(rows: Rows) -> list[Curve]:
 
 def _drawing_order(key: tuple[str, str, str]) -> tuple[object, ...]:
     attention, run, split = key
-    known = list(ATTENTIONS)
-    rank = known.index(attention) if attention in known else len(known)
-    return SPLITS.index(split), rank, attention, run
+    return SPLITS.index(split), rank(ATTENTIONS, attention), attention, run
 
 
 def _read_curve(rows: Rows, attention: str, run: str, split: str) -> Curve:
@@ -75,7 +73,7 @@ def _read_curve(rows: Rows, attention: str, run: str, split: str) -> Curve:
     known = identity(ATTENTIONS, attention)
     runs = {row["run"] for row in rows if row["attention"] == attention}
     return Curve(
-        name=known.name if len(runs) == 1 else f"{known.name}, {run}",
+        name=known.name if len(runs) == 1 else f"{known.name} ({run})",
         identity=known,
         split=split,
         tokens=[tokens for tokens, _ in points],
@@ -94,31 +92,29 @@ def _draw_curve(axes: "Axes", curve: Curve, layer: float) -> None:
     if curve.split == "train":
         axes.plot(tokens, curve.bits, color=colour, linewidth=0.8, alpha=0.4, zorder=layer)
     else:
-        style = {"marker": marker, "markersize": 3.5, "linewidth": 1.6}
-        axes.plot(tokens, curve.bits, color=colour, zorder=layer, label=curve.name, **style)
+        (line,) = axes.plot(tokens, curve.bits, color=colour, marker=marker, zorder=layer, label=curve.name)
+        line.set(linewidth=1.6, markersize=3.5)
 
 
 def _name_training(axes: "Axes", curves: Sequence[Curve]) -> None:
-    # where nothing was held out the light lines carry the names themselves
     light = [curve for curve in curves if curve.split == "train"]
-    for curve in light if len(light) == len(curves) else light[:1]:
-        colour = curve.identity.colour if len(light) == len(curves) else look.MUTED
-        name = f"{curve.name}, training" if len(light) == len(curves) else "training (light)"
+    names = {"training (light)": look.MUTED} if light else {}
+    # where nothing was held out the light lines carry the names themselves
+    if len(light) == len(curves):
+        names = {f"{curve.name}, training": curve.identity.colour for curve in light}
+    for name, colour in names.items():
         axes.plot([], [], color=colour, linewidth=0.8, alpha=0.7, label=name)
 
 
-def _enlarge_second_half(axes: "Axes", curves: Sequence[Curve]) -> None:
-    last = max(curve.tokens[-1] for curve in curves)
-    points = [
-        (tokens, bits)
-        for curve in curves
-        for tokens, bits in zip(curve.tokens, curve.bits, strict=True)
-        if 2 * tokens >= last
-    ]
-    low, high = min(bits for _, bits in points), max(bits for _, bits in points)
-    room = 0.08 * (high - low) or 0.1
-    axes.set_xlim(last / 2e6, last * 1.02 / 1e6)
-    axes.set_ylim(low - room, high + room)
+def _enlarge_end(axes: "Axes", curves: Sequence[Curve]) -> None:
+    ends = [curve.tokens[-1] for curve in curves]
+    # the second half, or more of the run if a curve ended early
+    start, last = min([max(ends) / 2, *ends]), max(ends) or 1
+    points = [point for curve in curves for point in zip(curve.tokens, curve.bits, strict=True)]
+    bits = [value for tokens, value in points if tokens >= start]
+    room = 0.08 * (max(bits) - min(bits)) or 0.1
+    axes.set_xlim(start / 1e6, last * 1.02 / 1e6)
+    axes.set_ylim(min(bits) - room, max(bits) + room)
 
 
 def _draw_unigram(axes: "Axes", rows: Rows) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from trisparse.report.palette import BACKENDS, identity
+from trisparse.report.palette import BACKENDS, identity, rank
 from trisparse.report.prose import listed
 from trisparse.report.rows import Rows, distinct, integer, number, require_columns
 
@@ -78,9 +78,7 @@ def _refuse_two_cases(first: dict[str, str], second: dict[str, str]) -> None:
 
 
 def _drawing_order(case: Measurement) -> tuple[object, ...]:
-    known = list(BACKENDS)
-    rank = known.index(case.backend) if case.backend in known else len(known)
-    return rank, case.backend, case.setting, case.tokens
+    return rank(BACKENDS, case.backend), case.backend, case.setting, case.tokens
 
 
 def _measurement(row: dict[str, str], varying: Sequence[str]) -> Measurement:

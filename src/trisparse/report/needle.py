@@ -1,12 +1,11 @@
 """Figure: how often a fact hidden in a long text is found, by length of the text and depth of the fact."""
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from trisparse.report import look
-from trisparse.report.palette import ATTENTIONS, identity
+from trisparse.report.palette import ATTENTIONS, identity, rank
 from trisparse.report.prose import listed, short_count, titled
-from trisparse.report.rows import Rows, distinct, integer, number, require_columns
+from trisparse.report.rows import Rows, integer, number, require_columns, require_unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,9 +14,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ["attention", "context_length", "depth_percent", "score", "samples"]
 READING = (
-    "A short fact, the needle, is hidden in a long text and the model is asked for it. Columns are lengths of "
-    "the text; rows say how deep the needle lies, 0% at the very start. Green (1) means always found, red (0) "
-    "never, grey not measured."
+    "A short fact, the needle, is hidden in a long text and the model is asked for it. Columns are lengths "
+    "of the text; rows say how deep the needle lies, 0% at the very start. Green (1) means always found, red "
+    "(0) never, grey not measured."
 )
 
 # the colours that readers know from other needle plots
@@ -36,12 +35,15 @@ def draw(rows: Rows) -> "Figure":
     lengths = sorted({length for scores in scores_of.values() for length, _ in scores})
     depths = sorted({depth for scores in scores_of.values() for _, depth in scores})
     figure, panels = look.new_figure(len(scores_of), 0.9 + 0.24 * max(5, len(depths)))
+    crowding = -(-len(lengths) * len(panels) // WRITABLE)
     for panel, (attention, scores) in zip(panels, scores_of.items(), strict=True):
         mesh = _draw_scores(panel, scores, lengths, depths)
+        _tick_cells(panel, lengths, depths, crowding)
         # the number in the cell serves readers who cannot tell red from green
-        if len(lengths) * len(panels) <= WRITABLE:
+        if crowding == 1:
             _write_scores(panel, scores, lengths, depths)
-        title = f"{_name(attention)}: mean {_mean(scores):.2f}"
+        between = ": " if len(panels) < 3 else "\n"
+        title = f"{_name(attention)}{between}mean {_mean(scores):.2f}"
         look.label_axes(panel, x="Context length (tokens)", title=title)
     panels[0].set_ylabel("Depth of the needle (%)", fontsize=look.BODY, color=look.INK)
     look.draw_scale(figure, panels, mesh, "Score (0 to 1)", [0, 0.5, 1])
@@ -54,7 +56,9 @@ def _name(attention: str) -> str:
 
 def _read_scores(rows: Rows) -> dict[str, Scores]:
     require_columns(rows, COLUMNS)
-    scores_of: dict[str, Scores] = {name: {} for name in distinct(row["attention"] for row in rows)}
+    require_unique(rows, COLUMNS[:3])
+    names = sorted({row["attention"] for row in rows}, key=lambda name: (rank(ATTENTIONS, name), name))
+    scores_of: dict[str, Scores] = {name: {} for name in names}
     for row in rows:
         score = number(row, "score")
         if not 0 <= score <= 1:
@@ -74,28 +78,29 @@ def _draw_scores(axes: "Axes", scores: Scores, lengths: list[int], depths: list[
     colours = look.colour_map("needle", [POOR, FAIR, GOOD]).with_extremes(bad=UNMEASURED)
     axes.grid(visible=False)
     mesh = axes.pcolormesh(
-        numpy.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=1
+        numpy.ma.masked_invalid(cells), cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.8
     )
-    axes.set_xticks(_centres(lengths), [short_count(length) for length in lengths])
-    axes.set_yticks(_centres(depths), [f"{depth:g}" for depth in depths])
     axes.set_ylim(len(depths), 0)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
     return mesh
 
 
-def _centres(cells: Sequence[float]) -> list[float]:
-    return [place + 0.5 for place in range(len(cells))]
+def _tick_cells(axes: "Axes", lengths: list[int], depths: list[float], every: int) -> None:
+    """Names of the rows and of `every` so manyth column, counted from the longest context."""
+    columns = range(len(lengths) - 1, -1, -every)
+    axes.set_xticks([place + 0.5 for place in columns], [short_count(lengths[place]) for place in columns])
+    axes.set_yticks([place + 0.5 for place in range(len(depths))], [f"{depth:g}" for depth in depths])
+    axes.tick_params(length=0)
 
 
 def _write_scores(axes: "Axes", scores: Scores, lengths: list[int], depths: list[float]) -> None:
     for (length, depth), score in scores.items():
-        place = (lengths.index(length) + 0.5, depths.index(depth) + 0.5)
-        axes.text(*place, f"{score:.2g}", ha="center", va="center", fontsize=look.SMALL - 0.5, color=look.INK)
+        x, y = lengths.index(length) + 0.5, depths.index(depth) + 0.5
+        axes.text(x, y, f"{score:.2g}", ha="center", va="center", fontsize=look.SMALL - 0.5, color=look.INK)
 
 
 def explain(rows: Rows) -> str:
-    """How to read the figure, the mean of each attention, its score at the longest context, its worst cells."""
+    """How to read the figure, the mean of each attention, its score at the longest context, its worst."""
     verdicts = [_verdict(_name(attention), scores) for attention, scores in _read_scores(rows).items()]
     samples = sorted({integer(row, "samples") for row in rows})
     trials = f"{samples[0]}" if len(samples) == 1 else f"{samples[0]} to {samples[-1]}"

@@ -120,7 +120,7 @@ def _table(rows: Rows) -> str:
 def _cell(value: str) -> str:
     if value in FAILED:
         return f'<td class="failed">{escape(value)}</td>'
-    # numbers line up at the right, words at the left
+    # a number and its unit stay on one line
     return f'<td class="number">{escape(value)}</td>' if value[:1].isdigit() else f"<td>{escape(value)}</td>"
 
 

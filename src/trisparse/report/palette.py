@@ -39,6 +39,11 @@ BRANCHES = {
 SPARE = [(SKY, "P"), (RED, "X"), (GREEN, "<"), (PINK, ">")]
 
 
+def rank(known: Mapping[str, Identity], name: str) -> int:
+    """The place of `name` in every legend; unknown names come last."""
+    return list(known).index(name) if name in known else len(known)
+
+
 def identity(known: Mapping[str, Identity], name: str) -> Identity:
     """The identity of `name`; an unknown one keeps its spelling and gets a spare colour, always the same."""
     if name in known:

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trisparse.report import look
-from trisparse.report.palette import ATTENTIONS, identity
-from trisparse.report.prose import plain, titled
-from trisparse.report.rows import Rows, distinct, integer, number, require_columns
+from trisparse.report.palette import ATTENTIONS, identity, rank
+from trisparse.report.prose import plain, short_count, titled
+from trisparse.report.rows import Rows, integer, number, require_columns, require_unique
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 COLUMNS = ["attention", "position_start", "position_end", "bits_per_byte", "bytes"]
 READING = (
-    "Held-out loss by how far into its context a token stands; lower is better. A line that falls to the right "
-    "shows that earlier text helps; where it turns flat, more context stops helping."
+    "Held-out loss by how far into its context a token stands; lower is better. A line that falls to the "
+    "right shows that earlier text helps; where it turns flat, more context stops helping."
 )
 
 
@@ -47,8 +47,11 @@ def draw(rows: Rows) -> "Figure":
 
 def _read_profiles(rows: Rows) -> dict[str, list[Step]]:
     require_columns(rows, COLUMNS)
+    require_unique(rows, ["attention", "position_start"])
     profiles = {}
-    for attention in distinct(row["attention"] for row in rows):
+    for attention in sorted(
+        {row["attention"] for row in rows}, key=lambda name: (rank(ATTENTIONS, name), name)
+    ):
         steps = [_read_step(row) for row in rows if row["attention"] == attention]
         profiles[attention] = sorted(steps, key=lambda step: step.start)
     return profiles
@@ -76,13 +79,15 @@ def _scale_positions(axes: "Axes", steps: Sequence[Step]) -> None:
     widths = [step.end - step.start for step in steps]
     first, last = min(step.start for step in steps), max(step.end for step in steps)
     if max(widths) < 4 * min(widths):
+        ticks = list(range(0, last + 1, 2 ** max(0, (last // 4).bit_length() - 1)))
+        axes.set_xticks(ticks, [short_count(tick) for tick in ticks])
         axes.set_xlim(first, last)
         return
     # a logarithmic axis has no 0: a first step from 0 is drawn as wide as one doubling, and its edge named 0
     edge = first or min(step.end for step in steps) // 2 or 0.5
     look.context_axis(axes, [step.end for step in steps])
-    ticks = [*axes.get_xticks(), edge]
-    axes.set_xticks(ticks, [*(look.short_count(tick) for tick in ticks[:-1]), look.short_count(first)])
+    lengths = list(axes.get_xticks())
+    axes.set_xticks([edge, *lengths], [short_count(length) for length in [first, *lengths]])
     axes.set_xlim(edge, last)
 
 

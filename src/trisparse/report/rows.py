@@ -43,6 +43,19 @@ def require_columns(rows: Rows, columns: Sequence[str]) -> None:
             raise ValueError(f"{wanted}, got {', '.join(row)}; add {', '.join(missing)}")
 
 
+def require_unique(rows: Rows, columns: Sequence[str]) -> None:
+    """Raise ValueError if two rows agree in all `columns`: two runs in one table would be drawn as one."""
+    seen = set()
+    for row in rows:
+        key = tuple(row[column] for column in columns)
+        if key in seen:
+            raise ValueError(
+                f"rows: expected one row per {', '.join(columns)}, got two for {', '.join(key)}; "
+                "keep the rows of one run"
+            )
+        seen.add(key)
+
+
 def number(row: dict[str, str], column: str) -> float:
     """A finite number; a diverged run is an error here, not a hole in a line."""
     try:

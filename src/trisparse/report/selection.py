@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from trisparse.report import look
 from trisparse.report.prose import listed, percent, plain
-from trisparse.report.rows import Rows, integer, number, require_columns
+from trisparse.report.rows import Rows, integer, number, require_columns, require_unique
 
 if TYPE_CHECKING:
     import numpy
@@ -17,8 +17,8 @@ COLUMNS = ["layer", "group", "query_block", "key_block", "share"]
 READING = (
     "Each row is a block of neighbouring queries, each column a block of keys; the darker a cell, the larger "
     "the share of those queries that select that key block (mean over KV groups; the colours favour small "
-    "shares). The stepped edge is the present: keys right of it lie in the future and stay blank. The first rows "
-    "are dark because queries with few blocks behind them select every one."
+    "shares). The stepped edge is the present: keys right of it lie in the future and stay blank. The first "
+    "rows are dark because queries with few blocks behind them select every one."
 )
 MAX_LAYERS = 4
 
@@ -34,10 +34,11 @@ def draw(rows: Rows) -> "Figure":
     layers = _read_layers(rows)
     chosen = pick(sorted(layers), MAX_LAYERS)
     # panels are square, and four fill the width
-    figure, panels = look.new_figure(len(chosen), 0.8 + min(3.6, 5.9 / len(chosen)))
+    figure, panels = look.new_figure(len(chosen), 0.65 + min(3.6, 5.7 / len(chosen)))
     for panel, layer in zip(panels, chosen, strict=True):
         mesh = _draw_layer(panel, layers[layer])
         look.label_axes(panel, x="Key block", title=f"Layer {layer}")
+    figure.set_layout_engine("compressed")
     panels[0].set_ylabel("Query block", fontsize=look.BODY, color=look.INK)
     look.draw_scale(figure, panels, mesh, "Share of queries", [0, 0.05, 0.25, 0.5, 1])
     return figure
@@ -55,6 +56,7 @@ def _read_layers(rows: Rows) -> "dict[int, numpy.ndarray]":
     import numpy
 
     require_columns(rows, COLUMNS)
+    require_unique(rows, COLUMNS[:4])
     blocks = 1 + max(max(integer(row, "query_block"), integer(row, "key_block")) for row in rows)
     groups: dict[int, set[str]] = {}
     layers: dict[int, numpy.ndarray] = {}
@@ -87,7 +89,7 @@ def _draw_layer(axes: "Axes", shares: "numpy.ndarray") -> "QuadMesh":
         rasterized=True,
     )
     edges = numpy.arange(blocks + 1)
-    axes.step(edges, edges, where="pre", color=look.INK, linewidth=0.6)
+    axes.step(edges, edges, where="post", color=look.INK, linewidth=0.6)
     axes.set_xlim(0, blocks)
     axes.set_ylim(blocks, 0)
     axes.set_aspect("equal")
@@ -112,7 +114,7 @@ def explain(rows: Rows) -> str:
     parts = [READING, f"A query of block {last} selects on average this many blocks: {listed(counts)}."]
     if last >= 4:
         free = [f"{_free_share(layers[layer][-1])} in layer {layer}" for layer in chosen]
-        parts.append(f"Neither the first block nor one of the two nearest are {listed(free)} of them.")
+        parts.append(f"The share of them beyond the first block and the two nearest: {listed(free)}.")
     return " ".join([*parts, *_faults(layers)])
 
 

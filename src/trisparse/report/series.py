@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 # one for each setting of the same backend
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (5, 1.5, 1, 1.5))]
 
-# share of a panel's height that the marks of one failed series take at its foot
-FOOT = 0.085
+# share of a panel's height that one failed series takes at its foot
+TRACK = 0.14
 
 
 def draw_series(axes: "Axes", cases: Sequence[Measurement]) -> None:
-    """A line through the medians of each series, broken at failed cases, and a band from least to greatest."""
+    """A line through the medians of each series, broken at failed cases, in a band from least to greatest."""
     for name, line in by_series(cases).items():
         known = identity(BACKENDS, line[0].backend)
         settings = list(dict.fromkeys(case.setting for case in cases if case.backend == line[0].backend))
@@ -44,37 +44,30 @@ def _values(line: Sequence[Measurement], part: str) -> list[float]:
 
 
 def mark_failed(panels: Sequence["Axes"], groups: Sequence[Sequence[Measurement]]) -> None:
-    """A red cross at the length of each failed case of a panel's group, below all lines.
+    """Below all lines a red track for each series of a panel's group that failed, a cross at each length.
 
     The panels share one logarithmic y axis whose limits are final but for the room made here.
     """
     failures = [by_series([case for case in group if case.time is None]) for group in groups]
-    _make_room(panels[0], FOOT * max(map(len, failures)))
+    _make_room(panels[0], TRACK * max(map(len, failures)))
     for panel, series in zip(panels, failures, strict=True):
-        for line, (name, cases) in enumerate(series.items()):
-            _mark_series(panel, name, [case.tokens for case in cases], FOOT * (line + 0.5))
+        for line, (name, cases) in enumerate(reversed(series.items())):
+            _draw_track(panel, name, [case.tokens for case in cases], TRACK * line)
 
 
 def _make_room(axes: "Axes", share: float) -> None:
     low, high = axes.get_ylim()
+    # crosses have no height on the axis, so none is written beside them
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= high]
     axes.set_ylim(low * (low / high) ** (share / (1 - share)), high)
+    axes.set_yticks(ticks)
 
 
-def _mark_series(axes: "Axes", name: str, tokens: list[int], height: float) -> None:
-    place = axes.get_xaxis_transform()
-    heights = [height] * len(tokens)
-    axes.plot(tokens, heights, "x", color=FAILED, markersize=6, markeredgewidth=1.8, transform=place)
-    low, high = axes.get_xlim()
-    # the words go to the side that has more room
-    rightwards = tokens[0] * tokens[-1] < low * high
-    axes.annotate(
-        f"{name} failed",
-        (tokens[-1] if rightwards else tokens[0], height),
-        xycoords=place,
-        xytext=(6 if rightwards else -6, 0),
-        textcoords="offset points",
-        ha="left" if rightwards else "right",
-        va="center",
-        color=FAILED,
-        fontsize=SMALL,
+def _draw_track(axes: "Axes", name: str, tokens: list[int], foot: float) -> None:
+    place, height = axes.get_xaxis_transform(), foot + 0.3 * TRACK
+    axes.plot([0, 1], [height] * 2, color=FAILED, linewidth=0.5, alpha=0.35, transform=axes.transAxes)
+    crosses = [height] * len(tokens)
+    axes.plot(tokens, crosses, "x", color=FAILED, markersize=6, markeredgewidth=1.8, transform=place)
+    axes.text(
+        0.01, foot + 0.58 * TRACK, f"{name} failed", color=FAILED, fontsize=SMALL, transform=axes.transAxes
     )
