@@ -9,9 +9,12 @@ from trisparse.api import (
 )
 from trisparse.backends import available_backends
 from trisparse.config import SparseConfig
+from trisparse.nn import NativeSparseAttention, SparseCache
 from trisparse.version import __version__
 
 __all__ = [
+    "NativeSparseAttention",
+    "SparseCache",
     "SparseConfig",
     "__version__",
     "available_backends",

@@ -1,0 +1,1 @@
+"""The attentions that Native Sparse Attention is compared with."""

@@ -1,0 +1,116 @@
+"""Full causal attention, plain or with a sigmoid output gate: the baseline that shares everything but sparsity."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from trisparse.nn.cache import DenseCache, RowCache
+from trisparse.nn.gates import Gates
+from trisparse.nn.rope import Rope
+from trisparse.nn.rows import check_padding, each_row
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int = 0) -> Tensor:
+    """Full attention of query rows at `query_start ..` by PyTorch's own kernel.
+
+    `query` [B, Tq, H, D], `key` [B, T, G, D], `value` [B, T, G, E] -> [B, Tq, H, E].
+    """
+    value_dim = value.shape[3]
+    # the fused kernels want D = E; zero channels change nothing but the speed
+    value = pad(value, (0, max(0, key.shape[3] - value_dim)))
+    num_rows, num_tokens = query.shape[1], key.shape[1]
+    mask = None
+    if 1 < num_rows < num_tokens:
+        positions = torch.arange(query_start, query_start + num_rows, device=query.device)
+        mask = torch.arange(num_tokens, device=query.device) <= positions[:, None]
+    out = scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=num_rows == num_tokens,
+        enable_gqa=True,
+    )
+    return out.transpose(1, 2)[..., :value_dim]
+
+
+class FullAttention(nn.Module):
+    """Causal softmax attention over everything, with the interface of NativeSparseAttention.
+
+    Args:
+        gated: multiply each head's output by a sigmoid gate of the token, as NSA's branches are.
+        The others are those of NativeSparseAttention.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_groups: int,
+        head_dim: int,
+        *,
+        value_dim: int | None = None,
+        rope: Rope | None = None,
+        gated: bool = False,
+    ) -> None:
+        super().__init__()
+        if num_kv_groups < 1 or num_heads % num_kv_groups:
+            raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
+        self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
+        self.value_dim = head_dim if value_dim is None else value_dim
+        self.rope = rope
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, num_kv_groups * head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, num_kv_groups * self.value_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * self.value_dim, hidden_size, bias=False)
+        self.gates = Gates(hidden_size, num_heads, num_branches=1) if gated else None
+
+    def new_cache(self, capacity: int | None = None) -> DenseCache:
+        """An empty cache for this layer."""
+        return DenseCache(capacity)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        cache: DenseCache | None = None,
+        cu_seqlens: Tensor | None = None,
+        padding: Sequence[int] | None = None,
+    ) -> Tensor:
+        """As NativeSparseAttention.forward: [B, T, hidden_size] -> [B, T, hidden_size]."""
+        if cu_seqlens is not None and (cache is not None or padding is not None):
+            raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+        query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
+        key = self.k_proj(hidden).unflatten(-1, (self.num_kv_groups, self.head_dim))
+        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_groups, self.value_dim))
+        tensors = [query, key, value]
+        if cu_seqlens is not None:
+            bounds = cu_seqlens.tolist()
+            runs = zip(bounds, bounds[1:], strict=False)
+            parts = [self._attend([x[:, a:b] for x in tensors], None) for a, b in runs]
+            out = torch.cat(parts, dim=1)
+        elif cache is None and padding is None:
+            out = self._attend(tensors, None)
+        else:
+            out = each_row(self._attend, tensors, check_padding(padding, *hidden.shape[:2]), cache)
+        if self.gates is not None:
+            out = out * self.gates(hidden)
+        return self.o_proj(out.flatten(2))
+
+    def _attend(self, tensors: list[Tensor], row: RowCache | None) -> Tensor:
+        """Sequences [B, n, ...] after what their one cache row holds: [B, n, H, E]."""
+        query, key, value = tensors
+        if query.shape[1] == 0:
+            return query.new_zeros(*query.shape[:3], self.value_dim)
+        start = 0 if row is None else row.length
+        if self.rope is not None:
+            positions = torch.arange(start, start + query.shape[1], device=query.device)
+            query, key = self.rope.rotate(query, positions), self.rope.rotate(key, positions)
+        if row is not None:
+            row.check({"key": key, "value": value})
+            row.append("key", key)
+            row.append("value", value)
+            key, value = row.since("key"), row.since("value")
+        return causal_attention(query, key, value, start)

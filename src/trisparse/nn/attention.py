@@ -1,0 +1,267 @@
+"""NativeSparseAttention: the layer, from hidden states to hidden states."""
+
+from collections.abc import Sequence
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from trisparse import api
+from trisparse.config import SparseConfig
+from trisparse.nn.cache import RowCache, SparseCache, SparseRow
+from trisparse.nn.compressor import Compressor, CompressorKind
+from trisparse.nn.gates import Gates, gated_sum
+from trisparse.nn.probe import Observation, current_record
+from trisparse.nn.rope import Rope
+from trisparse.nn.rows import check_padding, each_row
+
+_COMPRESSED, _SELECTED, _WINDOW = range(3)
+
+
+class NativeSparseAttention(nn.Module):
+    """Multi-head attention by three sparse branches (eq. 5), a drop-in for causal self-attention.
+
+    Args:
+        hidden_size: channels of the input and output.
+        num_heads: query heads (H).
+        num_kv_groups: key/value groups (G); divides H.
+        head_dim: channels of a query or key head (D).
+        value_dim: channels of a value head (E); D if None.
+        config: block sizes and counts.
+        compressor: "mlp", "linear" or "mean".
+        shared_kv: one K/V set for the three branches instead of the paper's three.
+        rope: rotary embedding of queries and raw keys; None for none.
+        compressed_rope: "block" rotates a compressed key, computed from keys before rope, at the position of its
+            block's first token; "none" leaves it and the queries that meet it unrotated.
+        layer: the layer's number, for `nn.probe`.
+        backend: as in `sparse_attention`.
+
+    Raises:
+        ValueError: sizes that do not fit each other.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        num_kv_groups: int,
+        head_dim: int,
+        *,
+        value_dim: int | None = None,
+        config: SparseConfig | None = None,
+        compressor: CompressorKind = "mlp",
+        shared_kv: bool = False,
+        rope: Rope | None = None,
+        compressed_rope: Literal["block", "none"] = "block",
+        layer: int = 0,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__()
+        if num_kv_groups < 1 or num_heads % num_kv_groups:
+            raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
+        if compressed_rope not in ("block", "none"):
+            raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
+        if rope is not None and rope.dim > head_dim:
+            raise ValueError(f"rope: expected at most head_dim={head_dim} channels, got {rope.dim}")
+        self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
+        self.value_dim = head_dim if value_dim is None else value_dim
+        self.config = SparseConfig() if config is None else config
+        self.shared_kv, self.rope, self.compressed_rope = shared_kv, rope, compressed_rope
+        self.layer, self.backend = layer, backend
+        num_sets = 1 if shared_kv else 3
+        self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(hidden_size, num_sets * num_kv_groups * head_dim, bias=False)
+        self.v_proj = nn.Linear(hidden_size, num_sets * num_kv_groups * self.value_dim, bias=False)
+        self.o_proj = nn.Linear(num_heads * self.value_dim, hidden_size, bias=False)
+        self.gates = Gates(hidden_size, num_heads)
+        self.compress_key = Compressor(compressor, head_dim, self.config)
+        self.compress_value = Compressor(compressor, self.value_dim, self.config)
+
+    def new_cache(self, capacity: int | None = None, max_rollback: int = 64) -> SparseCache:
+        """An empty cache for this layer."""
+        return SparseCache(
+            self.config, shared=self.shared_kv, capacity=capacity, max_rollback=max_rollback
+        )
+
+    def forward(
+        self,
+        hidden: Tensor,
+        *,
+        cache: SparseCache | None = None,
+        cu_seqlens: Tensor | None = None,
+        padding: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Attend `hidden` [B, T, hidden_size] to itself and to what `cache` holds -> [B, T, hidden_size].
+
+        Args:
+            cache: decode state, extended in place by the T new tokens; they may be any number. No gradient
+                flows through it.
+            cu_seqlens: int32 bounds of documents packed into B = 1; not together with `cache` or `padding`.
+            padding: left-padding tokens of each row; they are skipped, and their outputs are 0.
+
+        Raises:
+            ValueError: a cache of another layer shape, dtype, device or batch size, or without room.
+        """
+        if cu_seqlens is not None and (cache is not None or padding is not None):
+            raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+        tensors = self._project(hidden)
+        if cache is None and padding is None:
+            out = self._attend_all(tensors, cu_seqlens)
+        else:
+            self._check_cache(cache)
+            counts = check_padding(padding, *hidden.shape[:2])
+            out = each_row(self._attend_row, tensors, counts, cache)
+        return self.o_proj(out.flatten(2))
+
+    def _check_cache(self, cache: SparseCache | None) -> None:
+        if cache is None:
+            return
+        if not isinstance(cache, SparseCache):
+            raise TypeError(f"cache: expected a SparseCache, got {type(cache).__name__}")
+        if cache.config != self.config or cache.shared != self.shared_kv:
+            raise ValueError(
+                f"cache: expected one for {self.config}, shared={self.shared_kv}; "
+                f"got {cache.config}, shared={cache.shared}"
+            )
+
+    def _project(self, hidden: Tensor) -> list[Tensor]:
+        """query [B, T, H, D], then all keys and all values [B, T, sets * G, *], then gates [B, T, H, 3]."""
+        query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
+        keys = self.k_proj(hidden).unflatten(-1, (-1, self.head_dim))
+        values = self.v_proj(hidden).unflatten(-1, (-1, self.value_dim))
+        return [query, keys, values, self.gates(hidden)]
+
+    def _set(self, all_sets: Tensor, branch: int) -> Tensor:
+        """The K or V of one branch."""
+        first = 0 if self.shared_kv else branch * self.num_kv_groups
+        return all_sets[:, :, first : first + self.num_kv_groups]
+
+    def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
+        return heads if self.rope is None else self.rope.rotate(heads, positions)
+
+    def _rotate_blocks(self, keys: Tensor, first_block: int) -> Tensor:
+        """Compressed keys at the positions of their blocks' first tokens."""
+        if self.compressed_rope == "none":
+            return keys
+        blocks = torch.arange(first_block, first_block + keys.shape[1], device=keys.device)
+        return self._rotate(keys, blocks * self.config.compress_stride)
+
+    def _document_bounds(self, num_tokens: int, cu_seqlens: Tensor | None) -> list[tuple[int, int]]:
+        if cu_seqlens is None:
+            return [(0, num_tokens)]
+        bounds = cu_seqlens.tolist()
+        return list(zip(bounds, bounds[1:], strict=False))
+
+    def _compress(self, keys: Tensor, values: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compressed keys and values of whole documents, packed document after document."""
+        parts_key, parts_value = [], []
+        for start, stop in self._document_bounds(keys.shape[1], cu_seqlens):
+            parts_key.append(self._rotate_blocks(self.compress_key(keys[:, start:stop]), 0))
+            parts_value.append(self.compress_value(values[:, start:stop]))
+        return torch.cat(parts_key, dim=1), torch.cat(parts_value, dim=1)
+
+    def _positions(self, num_tokens: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
+        """Positions [T], counted from the start of each document."""
+        runs = self._document_bounds(num_tokens, cu_seqlens)
+        return torch.cat([torch.arange(stop - start, device=device) for start, stop in runs])
+
+    def _attend_all(self, tensors: list[Tensor], cu_seqlens: Tensor | None) -> Tensor:
+        """Whole sequences without a cache: [B, T, H, E]."""
+        query, keys, values, gates = tensors
+        positions = self._positions(query.shape[1], cu_seqlens, query.device)
+        rotated = self._rotate(query, positions)
+        compressed = self._compress(
+            self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), cu_seqlens
+        )
+        selected_key = self._rotate(self._set(keys, _SELECTED), positions)
+        window_key = selected_key
+        if not self.shared_kv:
+            window_key = self._rotate(self._set(keys, _WINDOW), positions)
+        selected = selected_key, self._set(values, _SELECTED)
+        window = window_key, self._set(values, _WINDOW)
+        if self.compressed_rope == "none" or current_record() is not None:
+            raw = query if self.compressed_rope == "none" else rotated
+            return self._branches(raw, rotated, compressed, selected, window, gates, cu_seqlens)
+        return api.sparse_attention(
+            rotated,
+            compressed,
+            selected,
+            window,
+            gates,
+            self.config,
+            cu_seqlens=cu_seqlens,
+            backend=self.backend,
+        )
+
+    def _branches(
+        self,
+        query_cmp: Tensor,
+        query: Tensor,
+        compressed: tuple[Tensor, Tensor],
+        selected: tuple[Tensor, Tensor],
+        window: tuple[Tensor, Tensor],
+        gates: Tensor,
+        cu_seqlens: Tensor | None = None,
+        query_start: int = 0,
+        window_start: int = 0,
+    ) -> Tensor:
+        """`sparse_attention` from its parts, where the branches differ in their query or in their first token."""
+        config, backend = self.config, self.backend
+
+        def place(start: int) -> dict:
+            return {"cu_seqlens": cu_seqlens, "query_start": start, "backend": backend}
+
+        ids = api.select_blocks(query_cmp, compressed[0], config, **place(query_start))
+        record = current_record()
+        if record is not None:
+            seen = Observation(
+                layer=self.layer, gates=gates.detach(), ids=ids, select_block=config.select_block
+            )
+            record.append(seen)
+        out_cmp, _ = api.compressed_attention(query_cmp, *compressed, config, **place(query_start))
+        out_slc = api.selected_attention(query, *selected, ids, config, **place(query_start))
+        out_win = api.window_attention(query, *window, config, **place(query_start - window_start))
+        return gated_sum(gates, (out_cmp, out_slc, out_win))
+
+    def _attend_row(self, tensors: list[Tensor], row: RowCache | None) -> Tensor:
+        """One sequence [1, n, ...], after what its cache holds: [1, n, H, E]."""
+        if row is None or tensors[0].shape[1] == 0:
+            return self._attend_all(tensors, None)
+        query, keys, values, gates = tensors
+        row = cast(SparseRow, row)
+        start = row.length
+        positions = torch.arange(start, start + query.shape[1], device=query.device)
+        new = {
+            "tail_key": self._set(keys, _COMPRESSED),
+            "tail_value": self._set(values, _COMPRESSED),
+            "key": self._rotate(self._set(keys, _SELECTED), positions),
+            "value": self._set(values, _SELECTED),
+        }
+        if not self.shared_kv:
+            new["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
+            new["window_value"] = self._set(values, _WINDOW)
+        row.check(new)
+        for name, tokens in new.items():
+            row.append(name, tokens)
+        self._extend_compressed(row)
+        rotated = self._rotate(query, positions)
+        window_start = max(0, start - self.config.window + 1)
+        window_names = ("key", "value") if self.shared_kv else ("window_key", "window_value")
+        return self._branches(
+            query if self.compressed_rope == "none" else rotated,
+            rotated,
+            (row.since("compressed_key"), row.since("compressed_value")),
+            (row.since("key"), row.since("value")),
+            (row.since(window_names[0], window_start), row.since(window_names[1], window_start)),
+            gates,
+            query_start=start,
+            window_start=window_start,
+        )
+
+    def _extend_compressed(self, row: SparseRow) -> None:
+        """Compress the blocks that the newest tokens completed, each from the raw tokens kept for it."""
+        first = row.num_compressed
+        begin = first * self.config.compress_stride
+        key = self._rotate_blocks(self.compress_key(row.since("tail_key", begin)), first)
+        row.append("compressed_key", key)
+        row.append("compressed_value", self.compress_value(row.since("tail_value", begin)))

@@ -1,0 +1,37 @@
+"""Looks into layers while they run: gates and selections, recorded only inside `recording()`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one layer did in one forward: `gates` [B, T, H, 3], `ids` int32 [B, T, G, S]."""
+
+    layer: int
+    gates: Tensor
+    ids: Tensor
+    select_block: int
+
+
+_RECORD: ContextVar[list[Observation] | None] = ContextVar("trisparse_record", default=None)
+
+
+@contextmanager
+def recording() -> Iterator[list[Observation]]:
+    """Collect an Observation of every NSA layer that runs inside, in order; selection is computed once more for it."""
+    record: list[Observation] = []
+    token = _RECORD.set(record)
+    try:
+        yield record
+    finally:
+        _RECORD.reset(token)
+
+
+def current_record() -> list[Observation] | None:
+    """The list to append to, or None outside of `recording()`."""
+    return _RECORD.get()
