@@ -1,0 +1,12 @@
+"""An HF-compatible causal language model whose layers attend by NSA or fully; registers itself on import."""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from trisparse.models.configuration import TrisparseConfig
+from trisparse.models.modeling import TrisparseForCausalLM, TrisparseModel
+
+AutoConfig.register("trisparse", TrisparseConfig, exist_ok=True)
+AutoModel.register(TrisparseConfig, TrisparseModel, exist_ok=True)
+AutoModelForCausalLM.register(TrisparseConfig, TrisparseForCausalLM, exist_ok=True)
+
+__all__ = ["TrisparseConfig", "TrisparseForCausalLM", "TrisparseModel"]

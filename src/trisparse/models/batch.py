@@ -1,0 +1,82 @@
+"""What the masks and positions that transformers passes mean for our layers: padding per row, or packed documents."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """How the rows of a batch are to be read.
+
+    Attributes:
+        padding: left-padding tokens of each row, None if there are none.
+        cu_seqlens: int32 bounds of the documents of the flattened batch, None if every row is one document.
+    """
+
+    padding: list[int] | None = None
+    cu_seqlens: Tensor | None = None
+
+
+def read_padding(attention_mask: Tensor | None, num_tokens: int, has_cache: bool) -> list[int] | None:
+    """Left-padding tokens among the last `num_tokens` of each row of a mask [B, past + T].
+
+    Right padding without a cache means nothing to a causal model and counts as none.
+
+    Raises:
+        ValueError: a mask that is not 2-D, or neither left- nor right-padded.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.dim() != 2 or attention_mask.shape[1] < num_tokens:
+        raise ValueError(
+            f"attention_mask: expected [B, past + {num_tokens}], got {list(attention_mask.shape)}; "
+            "sparse attention takes no dense mask"
+        )
+    mask = attention_mask[:, attention_mask.shape[1] - num_tokens :].bool()
+    if bool(mask.all()):
+        return None
+    falls = (mask[:, :-1] & ~mask[:, 1:]).any(dim=1)
+    rises = (~mask[:, :-1] & mask[:, 1:]).any(dim=1)
+    if bool((falls & (rises | has_cache)).any()):
+        wanted = "left padding" if has_cache else "left or right padding"
+        raise ValueError(f"attention_mask: expected {wanted}, got a mask that falls from 1 to 0")
+    counts = torch.where(falls, 0, (~mask).sum(dim=1)).tolist()
+    return counts if any(counts) else None
+
+
+def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> Tensor | None:
+    """Bounds of the documents that restarting positions [B or 1, T] mark, None if no row holds two.
+
+    Raises:
+        ValueError: positions that do not count up by one from 0 in every document.
+    """
+    if position_ids is None or num_tokens == 0:
+        return None
+    flat = position_ids.expand(batch, num_tokens).flatten()
+    starts = flat == 0
+    consecutive = starts.clone()
+    consecutive[1:] |= flat[1:] == flat[:-1] + 1
+    rows_start = starts[::num_tokens]
+    if not bool(consecutive.all()) or not bool(rows_start.all()):
+        raise ValueError("position_ids: expected positions that count from 0 and restart at 0 in each document")
+    if int(starts.sum()) == batch:
+        return None
+    bounds = starts.nonzero().flatten()
+    return torch.cat([bounds, bounds.new_tensor([flat.numel()])]).to(torch.int32)
+
+
+def check_positions(position_ids: Tensor | None, padding: list[int] | None, lengths: list[int]) -> None:
+    """Positions given beside a cache must be those of the tokens that follow it.
+
+    Raises:
+        ValueError: they go backwards, skip tokens, or belong to another cache.
+    """
+    if position_ids is None or not lengths:
+        return
+    skips = padding or [0] * len(lengths)
+    rows = position_ids.expand(len(lengths), -1).tolist()
+    for row, skip, length in zip(rows, skips, lengths, strict=True):
+        if row[skip:] != list(range(length, length + len(row) - skip)):
+            raise ValueError(f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}")

@@ -1,0 +1,77 @@
+"""How our decode state travels in a cache of transformers: one layer class, filled at its first use."""
+
+from typing import Any
+
+import torch
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from trisparse.models.configuration import LAYER_TYPE
+from trisparse.nn.cache import BatchCache
+
+
+class TrisparseCacheLayer(DynamicLayer):
+    """Holds a layer's BatchCache and counts slots as transformers does, left padding included."""
+
+    _layer_type = LAYER_TYPE
+    is_croppable = True
+
+    def __init__(self, **_: Any) -> None:
+        super().__init__()
+        self.state: BatchCache | None = None
+        self.slots = 0
+
+    def lazy_initialization(self, *_: Any) -> None:
+        raise NotImplementedError("TrisparseCacheLayer: filled by the layer's attention, not by key and value states")
+
+    def update(self, *_: Any, **__: Any) -> Any:
+        raise NotImplementedError("TrisparseCacheLayer: filled by the layer's attention, not by key and value states")
+
+    def get_seq_length(self) -> int:
+        return self.slots
+
+    def reset(self) -> None:
+        self.state, self.slots = None, 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens of every row."""
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove: expected 0 or a negative number, got {tokens_to_remove}")
+        if self.state is not None and tokens_to_remove:
+            self.state.crop([length + tokens_to_remove for length in self.state.lengths])
+            self.slots += tokens_to_remove
+
+    def _reorder(self, rows: list[int]) -> None:
+        if self.state is not None:
+            self.state.reorder(rows)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        self._reorder(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.state is not None:
+            self._reorder([row for row in range(len(self.state.rows)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        self._reorder(indices.nonzero().flatten().tolist() if indices.dtype == torch.bool else indices.tolist())
+
+    def offload(self) -> None:
+        raise NotImplementedError("past_key_values: offloading is not supported by this cache")
+
+    def prefetch(self) -> None:
+        raise NotImplementedError("past_key_values: offloading is not supported by this cache")
+
+
+def cache_layers(past_key_values: Any, num_layers: int) -> list[TrisparseCacheLayer]:
+    """The layers of a cache made for this model.
+
+    Raises:
+        TypeError: another cache, for example a DynamicCache made without the model's config.
+    """
+    layers = getattr(past_key_values, "layers", None)
+    fits = isinstance(past_key_values, DynamicCache) and layers is not None and len(layers) == num_layers
+    if not fits or not all(isinstance(layer, TrisparseCacheLayer) for layer in layers or ()):
+        raise TypeError(
+            f"past_key_values: expected DynamicCache(config=model.config) with {num_layers} layers, "
+            f"got {type(past_key_values).__name__}"
+        )
+    return list(layers or ())

@@ -1,0 +1,122 @@
+"""The configuration of the language model, as `config.json` holds it."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from trisparse.config import SparseConfig
+from trisparse.nn.rope import Rope, Yarn
+
+ATTENTIONS = ("nsa", "full", "gated_full")
+# what one cache layer class of ours registers as; the names of transformers would build dense caches
+LAYER_TYPE = "trisparse"
+
+
+@strict
+class TrisparseConfig(PreTrainedConfig):
+    """Sizes of the model and the attention of each layer.
+
+    `attention` is "nsa", "full" or "gated_full" for all layers, or a list with one of them per layer. The `nsa_*`
+    fields are those of `SparseConfig`; none may be named after a sliding window, or generation would cut the cache.
+    `rope_parameters` is the usual dict: rope_type "default" or "yarn", rope_theta, and for YaRN factor,
+    original_max_position_embeddings, beta_fast, beta_slow, attention_factor.
+
+    Raises:
+        ValueError: sizes that do not fit each other, an unknown attention or rope type.
+    """
+
+    model_type = "trisparse"
+    keys_to_ignore_at_inference = ["past_key_values"]
+
+    vocab_size: int = 320
+    hidden_size: int = 256
+    intermediate_size: int | None = None
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 4
+    num_key_value_heads: int = 1
+    head_dim: int | None = None
+    value_head_dim: int | None = None
+    max_position_embeddings: int = 1024
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    rope_parameters: dict | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | None = 256
+    pad_token_id: int | None = 257
+    attention: str | list[str] = "nsa"
+    nsa_compress_block: int = 32
+    nsa_compress_stride: int = 16
+    nsa_select_block: int = 64
+    nsa_num_selected: int = 16
+    nsa_num_initial: int = 1
+    nsa_num_local: int = 2
+    nsa_window: int = 512
+    compressor: str = "mlp"
+    shared_kv: bool = False
+    compressed_rope: str = "block"
+    backend: str = "auto"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.intermediate_size is None:
+            # SwiGLU's usual 8/3, rounded up to a multiple of 64
+            self.intermediate_size = -(-self.hidden_size * 8 // 3 // 64) * 64
+        if self.rope_parameters is None:
+            self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+        self.layer_types = [LAYER_TYPE] * self.num_hidden_layers
+        super().__post_init__(**kwargs)
+        self._check()
+
+    def validate_layer_type(self) -> None:
+        """Replaces the inherited check, which knows only the layer types of transformers itself."""
+
+    def _check(self) -> None:
+        heads, groups = self.num_attention_heads, self.num_key_value_heads
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if groups < 1 or heads % groups:
+            raise ValueError(f"num_key_value_heads: expected a divisor of num_attention_heads={heads}, got {groups}")
+        unknown = sorted(set(self.attention_of_layers()) - set(ATTENTIONS))
+        if unknown:
+            raise ValueError(f"attention: expected {', '.join(ATTENTIONS)}; got {unknown[0]!r}")
+        if len(self.attention_of_layers()) != self.num_hidden_layers:
+            raise ValueError(
+                f"attention: expected one name or num_hidden_layers={self.num_hidden_layers} of them, "
+                f"got {len(self.attention_of_layers())}"
+            )
+        self.sparse_config()
+        self.rope()
+
+    def attention_of_layers(self) -> list[str]:
+        """The attention of each layer, first to last."""
+        if isinstance(self.attention, str):
+            return [self.attention] * self.num_hidden_layers
+        return list(self.attention)
+
+    def sparse_config(self) -> SparseConfig:
+        """The `nsa_*` fields."""
+        return SparseConfig(**{name: getattr(self, f"nsa_{name}") for name in SparseConfig.__dataclass_fields__})
+
+    def rope(self) -> Rope:
+        """What `rope_parameters` says."""
+        parameters = self.rope_parameters or {}
+        kind = parameters.get("rope_type", "default")
+        if kind not in ("default", "yarn"):
+            raise ValueError(f"rope_parameters: expected rope_type 'default' or 'yarn', got {kind!r}")
+        yarn = None
+        if kind == "yarn":
+            yarn = Yarn(
+                factor=parameters["factor"],
+                original_length=parameters.get("original_max_position_embeddings")
+                or self.max_position_embeddings,
+                beta_fast=parameters.get("beta_fast") or 32.0,
+                beta_slow=parameters.get("beta_slow") or 1.0,
+                attention_factor=parameters.get("attention_factor"),
+            )
+        assert self.head_dim is not None
+        return Rope(dim=self.head_dim, theta=parameters.get("rope_theta", 10000.0), yarn=yarn)

@@ -1,0 +1,234 @@
+"""The language model: embedding, pre-norm blocks of attention and SwiGLU, tied or untied head."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+
+from trisparse.baselines.full_attention import FullAttention
+from trisparse.models.batch import Batch, check_positions, read_documents, read_padding
+from trisparse.models.cache import TrisparseCacheLayer, cache_layers
+from trisparse.models.configuration import TrisparseConfig
+from trisparse.nn.attention import NativeSparseAttention
+from trisparse.nn.cache import BatchCache
+from trisparse.nn.compressor import Compressor
+from trisparse.nn.gates import Gates
+
+
+def make_attention(config: TrisparseConfig, layer: int) -> NativeSparseAttention | FullAttention:
+    """The attention of one layer, as the config says."""
+    assert config.head_dim is not None
+    sizes = (config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim)
+    kind = config.attention_of_layers()[layer]
+    if kind != "nsa":
+        return FullAttention(
+            *sizes, value_dim=config.value_head_dim, rope=config.rope(), gated=kind == "gated_full"
+        )
+    return NativeSparseAttention(
+        *sizes,
+        value_dim=config.value_head_dim,
+        config=config.sparse_config(),
+        compressor=config.compressor,  # type: ignore[arg-type]
+        shared_kv=config.shared_kv,
+        rope=config.rope(),
+        compressed_rope=config.compressed_rope,  # type: ignore[arg-type]
+        layer=layer,
+        backend=config.backend,
+    )
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))"""
+
+    def __init__(self, config: TrisparseConfig) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(nn.functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+
+
+class Block(GradientCheckpointingLayer):
+    """Attention and SwiGLU, each behind an RMS norm and around a residual stream."""
+
+    def __init__(self, config: TrisparseConfig, layer: int) -> None:
+        super().__init__()
+        self.attention_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.attention = make_attention(config, layer)
+        self.mlp_norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, hidden: Tensor, batch: Batch, cache: BatchCache | None = None) -> Tensor:
+        normed = self.attention_norm(hidden)
+        hidden = hidden + self.attention(
+            normed,
+            cache=cache,  # type: ignore[arg-type]
+            cu_seqlens=batch.cu_seqlens,
+            padding=batch.padding,
+        )
+        return hidden + self.mlp(self.mlp_norm(hidden))
+
+
+class TrisparsePreTrainedModel(PreTrainedModel):
+    """What transformers must know about our models."""
+
+    config_class = TrisparseConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block"]
+    _skip_keys_device_placement = ["past_key_values"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, Compressor | Gates):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.RMSNorm):
+            nn.init.ones_(module.weight)
+
+
+class TrisparseModel(TrisparsePreTrainedModel):
+    """Token ids to hidden states."""
+
+    def __init__(self, config: TrisparseConfig) -> None:
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
+        self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **_: Any,
+    ) -> BaseModelOutputWithPast:
+        """Hidden states [B, T, hidden_size] of `input_ids` [B, T] or `inputs_embeds`.
+
+        Args:
+            attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or right-padded
+                where there is no cache.
+            position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
+            past_key_values: `DynamicCache(config=model.config)`; extended in place.
+
+        Raises:
+            ValueError, TypeError: masks, positions or a cache that do not fit; the message names the argument.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: expected either input_ids or inputs_embeds")
+        hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        layers = None
+        if past_key_values is not None:
+            layers = cache_layers(past_key_values, len(self.layers))
+        shape = hidden.shape
+        batch = self._read_batch(attention_mask, position_ids, hidden, layers)
+        if batch.cu_seqlens is not None:
+            hidden = hidden.flatten(0, 1)[None]
+        for index, block in enumerate(self.layers):
+            hidden = block(hidden, batch, self._state(layers, index))
+        if layers is not None:
+            for layer in layers:
+                layer.slots += shape[1]
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden).view(shape),
+            past_key_values=past_key_values if use_cache else None,
+        )
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings, after a check that costs nothing on a CPU."""
+        if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
+            low, high = (int(bound) for bound in input_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                wrong = (input_ids < 0) | (input_ids >= self.config.vocab_size)
+                place = wrong.nonzero()[0].tolist()
+                raise ValueError(
+                    f"input_ids: expected ids below vocab_size={self.config.vocab_size}, "
+                    f"got {int(input_ids[tuple(place)])} at {place}"
+                )
+        return self.embed_tokens(input_ids)
+
+    def _read_batch(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        hidden: Tensor,
+        layers: list[TrisparseCacheLayer] | None,
+    ) -> Batch:
+        rows, num_tokens = hidden.shape[:2]
+        padding = read_padding(attention_mask, num_tokens, layers is not None)
+        if layers is not None:
+            state = layers[0].state
+            check_positions(position_ids, padding, [] if state is None else state.lengths)
+            return Batch(padding=padding)
+        if padding is not None:
+            return Batch(padding=padding)
+        return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
+
+    def _state(self, layers: list[TrisparseCacheLayer] | None, index: int) -> BatchCache | None:
+        """The decode state of layer `index`, made at its first use."""
+        if layers is None:
+            return None
+        if layers[index].state is None:
+            layers[index].state = self.layers[index].attention.new_cache()
+        return layers[index].state
+
+
+class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
+    """Token ids to next-token logits, with `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: TrisparseConfig) -> None:
+        super().__init__(config)
+        self.model = TrisparseModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: DynamicCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As TrisparseModel.forward; `labels` [B, T] (shifted inside, -100 ignored) add the mean loss in nats.
+
+        `logits_to_keep` n > 0 computes logits for the last n tokens only.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and labels is None
+        outputs = self.model(
+            input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
