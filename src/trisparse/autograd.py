@@ -37,13 +37,14 @@ class _FirstOrderOnly(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(_: Any, anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:  # noqa: ARG004
+    def forward(_: Any, _anchor: Tensor, *grads: Tensor) -> tuple[Tensor, ...]:
         return tuple(grad.view_as(grad) for grad in grads)
 
     @staticmethod
-    def backward(_: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(_: Any, *_grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError(
-            "trisparse: expected a first derivative, got a second one; backend='reference' can be differentiated twice"
+            "trisparse: expected a first derivative, got a second one; "
+            "backend='reference' can be differentiated twice"
         )
 
 

@@ -29,7 +29,8 @@ def split_documents(
 ) -> list[Document]:
     """The documents that own at least one of the query rows `query_start .. query_start + num_rows - 1`.
 
-    Reading `cu_seqlens` on a GPU waits for the device; kernels that take packed sequences natively do not call this.
+    Reading `cu_seqlens` on a GPU waits for the device; kernels that take packed sequences natively do not
+    call this.
     """
     bounds = cu_seqlens.tolist()
     documents = []

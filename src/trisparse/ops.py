@@ -1,9 +1,10 @@
 """The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
 
-One operator per stage and direction, the backend an argument. Nothing here imports Triton or starts a compiler.
-Operators have no autograd formula of their own: `autograd.py` routes the gradients.
+One operator per stage and direction, the backend an argument. Nothing here imports Triton or starts a
+compiler. Operators have no autograd formula of their own: `autograd.py` routes the gradients.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,18 +14,18 @@ from trisparse import backends
 from trisparse.config import SparseConfig
 
 _PLACE = "int[] sizes, float scale, Tensor? cu_seqlens, SymInt query_start, str backend"
+_INPUTS = "Tensor query, Tensor key, Tensor value"
+_SAVED = "Tensor out, Tensor lse"
 _SCHEMAS = {
-    "compressed_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor)",
-    "compressed_select_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor, Tensor)",
-    "compressed_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "compressed_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor)",
+    "compressed_select_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "compressed_backward": f"(Tensor grad_out, {_INPUTS}, {_SAVED}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
     "select_blocks": f"(Tensor query, Tensor key, {_PLACE}) -> Tensor",
-    "selected_forward": f"(Tensor query, Tensor key, Tensor value, Tensor ids, {_PLACE}) -> (Tensor, Tensor)",
-    "selected_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor ids, Tensor out, Tensor lse, "
-    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
-    "window_forward": f"(Tensor query, Tensor key, Tensor value, {_PLACE}) -> (Tensor, Tensor)",
-    "window_backward": "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, "
-    f"{_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "selected_forward": f"({_INPUTS}, Tensor ids, {_PLACE}) -> (Tensor, Tensor)",
+    "selected_backward": f"(Tensor grad_out, {_INPUTS}, Tensor ids, {_SAVED}, {_PLACE})"
+    " -> (Tensor, Tensor, Tensor)",
+    "window_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor)",
+    "window_backward": f"(Tensor grad_out, {_INPUTS}, {_SAVED}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
 }
 
 
@@ -68,7 +69,7 @@ def _fake_backward(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
-_FAKES = {
+_FAKES: dict[str, Callable[..., Any]] = {
     "compressed_forward": _fake_forward,
     "compressed_select_forward": _fake_select_forward,
     "compressed_backward": _fake_backward,

@@ -151,7 +151,8 @@ def row_range(query_start: Any, num_rows: int, num_tokens: int | None) -> None:
         raise ValueError(f"query_start: expected at least 0, got {query_start}")
     if num_tokens is not None and query_start + num_rows > num_tokens:
         raise ValueError(
-            f"query_start: expected query_start + {num_rows} rows to be at most {num_tokens} tokens, got {query_start}"
+            f"query_start: expected query_start + {num_rows} rows to be at most {num_tokens} tokens, "
+            f"got {query_start}"
         )
 
 
@@ -194,7 +195,7 @@ def compressed_length(
     num_tokens: int | None,
     last_row: int = 0,
 ) -> None:
-    """`key_cmp` has exactly the blocks its tokens imply; where those are unknown, those seen before `last_row`."""
+    """`key_cmp` has exactly the blocks its tokens imply; if they are unknown, those before `last_row`."""
     rows = key.shape[1]
     if cu_seqlens is not None:
         if bounds is None:

@@ -1,4 +1,4 @@
-"""Full causal attention, plain or with a sigmoid output gate: the baseline that shares everything but sparsity."""
+"""Full causal attention, plain or with a sigmoid output gate: the baseline that lacks only sparsity."""
 
 from collections.abc import Sequence
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from trisparse import validate
 from trisparse.nn.cache import DenseCache, RowCache
 from trisparse.nn.gates import Gates
 from trisparse.nn.rope import Rope
@@ -57,7 +58,9 @@ class FullAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_kv_groups < 1 or num_heads % num_kv_groups:
-            raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
+            raise ValueError(
+                f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}"
+            )
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.rope = rope
@@ -82,6 +85,9 @@ class FullAttention(nn.Module):
         """As NativeSparseAttention.forward: [B, T, hidden_size] -> [B, T, hidden_size]."""
         if cu_seqlens is not None and (cache is not None or padding is not None):
             raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+        if cache is not None and not isinstance(cache, DenseCache):
+            raise TypeError(f"cache: expected a DenseCache, got {type(cache).__name__}")
+        validate.packed(cu_seqlens, hidden, hidden.shape[1])
         query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
         key = self.k_proj(hidden).unflatten(-1, (self.num_kv_groups, self.head_dim))
         value = self.v_proj(hidden).unflatten(-1, (self.num_kv_groups, self.value_dim))
@@ -94,6 +100,8 @@ class FullAttention(nn.Module):
         elif cache is None and padding is None:
             out = self._attend(tensors, None)
         else:
+            if cache is not None:
+                cache.check({"key": key, "value": value})
             out = each_row(self._attend, tensors, check_padding(padding, *hidden.shape[:2]), cache)
         if self.gates is not None:
             out = out * self.gates(hidden)
@@ -109,7 +117,6 @@ class FullAttention(nn.Module):
             positions = torch.arange(start, start + query.shape[1], device=query.device)
             query, key = self.rope.rotate(query, positions), self.rope.rotate(key, positions)
         if row is not None:
-            row.check({"key": key, "value": value})
             row.append("key", key)
             row.append("value", value)
             key, value = row.since("key"), row.since("value")

@@ -136,7 +136,9 @@ def compressed_backward(
             sequence.of_blocks(key),
             sequence.of_blocks(value),
             scale,
-            *(sequence.of_heads(x) for x in (out, lse, grad_out)),
+            sequence.of_heads(out),
+            sequence.of_heads(lse),
+            sequence.of_heads(grad_out),
             (sequence.of_heads(grads[0]), sequence.of_blocks(grads[1]), sequence.of_blocks(grads[2])),
         )
     return grads[0], grads[1], grads[2]

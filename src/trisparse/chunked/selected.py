@@ -1,8 +1,8 @@
 """Selected branch, key-block-major: each block once, against all query rows that selected it.
 
-Gathering the queries of a block moves M * D numbers per (query, block) pair; gathering a query's blocks would move
-l' * (D + E). The pairs are sorted by block once; a query row meets its blocks in ascending order, and its running
-softmax is rescaled as in any online softmax. No sum depends on the order of threads.
+Gathering the queries of a block moves M * D numbers per (query, block) pair; gathering a query's blocks would
+move l' * (D + E). The pairs are sorted by block once; a query row meets its blocks in ascending order, and
+its running softmax is rescaled as in any online softmax. No sum depends on the order of threads.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,7 @@
 """The independent pieces of a batch: one document and one KV group of one batch row.
 
-Everything in this room works on one such piece at a time, so a row's bits cannot depend on its neighbours in the
-batch, and no tensor has a batch or group dimension to multiply its size by.
+Everything in this room works on one such piece at a time, so a row's bits cannot depend on its neighbours in
+the batch, and no tensor has a batch or group dimension to multiply its size by.
 """
 
 from collections.abc import Iterator

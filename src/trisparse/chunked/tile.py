@@ -1,7 +1,7 @@
 """Attention of one tile: a few query rows, all heads of a group, against one contiguous run of keys.
 
-The compressed and the window branch are rows of such tiles; they differ in which keys a tile meets and which of
-them each row sees.
+The compressed and the window branch are rows of such tiles; they differ in which keys a tile meets and which
+of them each row sees.
 """
 
 from collections.abc import Callable, Iterator
@@ -44,8 +44,8 @@ def tile_scores(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
 def exponentiate_(scores: Tensor) -> tuple[Tensor, Tensor]:
     """Turn scores [rows, M, keys] in place into weights; softmax is weights / total.
 
-    Returns total [rows, M, 1], 1 for an empty row whose weights are all 0, and the log-sum-exp [rows, M], there
-    -inf.
+    Returns total [rows, M, 1], 1 for an empty row whose weights are all 0, and the log-sum-exp [rows, M],
+    there -inf.
     """
     if scores.shape[-1] == 0:
         return scores.new_ones(*scores.shape[:-1], 1), scores.new_full(scores.shape[:-1], float("-inf"))

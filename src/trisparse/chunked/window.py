@@ -75,7 +75,9 @@ def window_backward(
             sequence.of_tokens(key),
             sequence.of_tokens(value),
             scale,
-            *(sequence.of_heads(x) for x in (out, lse, grad_out)),
+            sequence.of_heads(out),
+            sequence.of_heads(lse),
+            sequence.of_heads(grad_out),
             (sequence.of_heads(grads[0]), sequence.of_tokens(grads[1]), sequence.of_tokens(grads[2])),
         )
     return grads[0], grads[1], grads[2]

@@ -1,4 +1,4 @@
-"""What the masks and positions that transformers passes mean for our layers: padding per row, or packed documents."""
+"""What the masks and positions of transformers mean for our layers: padding per row, or packed documents."""
 
 from dataclasses import dataclass
 
@@ -60,7 +60,9 @@ def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> 
     consecutive[1:] |= flat[1:] == flat[:-1] + 1
     rows_start = starts[::num_tokens]
     if not bool(consecutive.all()) or not bool(rows_start.all()):
-        raise ValueError("position_ids: expected positions that count from 0 and restart at 0 in each document")
+        raise ValueError(
+            "position_ids: expected positions that count from 0 and restart at 0 in each document"
+        )
     if int(starts.sum()) == batch:
         return None
     bounds = starts.nonzero().flatten()
@@ -68,15 +70,18 @@ def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> 
 
 
 def check_positions(position_ids: Tensor | None, padding: list[int] | None, lengths: list[int]) -> None:
-    """Positions given beside a cache must be those of the tokens that follow it.
+    """Positions given beside a cache must be those of the tokens that follow its rows of `lengths` tokens.
 
     Raises:
         ValueError: they go backwards, skip tokens, or belong to another cache.
     """
-    if position_ids is None or not lengths:
+    if position_ids is None:
         return
     skips = padding or [0] * len(lengths)
     rows = position_ids.expand(len(lengths), -1).tolist()
     for row, skip, length in zip(rows, skips, lengths, strict=True):
         if row[skip:] != list(range(length, length + len(row) - skip)):
-            raise ValueError(f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}")
+            raise ValueError(
+                f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}; "
+                "packed documents take no cache (use_cache=False)"
+            )

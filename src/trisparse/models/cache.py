@@ -8,6 +8,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from trisparse.models.configuration import LAYER_TYPE
 from trisparse.nn.cache import BatchCache
 
+_FILLED_ELSEWHERE = "TrisparseCacheLayer: filled by the layer's attention, not by key and value states"
+
 
 class TrisparseCacheLayer(DynamicLayer):
     """Holds a layer's BatchCache and counts slots as transformers does, left padding included."""
@@ -21,10 +23,10 @@ class TrisparseCacheLayer(DynamicLayer):
         self.slots = 0
 
     def lazy_initialization(self, *_: Any) -> None:
-        raise NotImplementedError("TrisparseCacheLayer: filled by the layer's attention, not by key and value states")
+        raise NotImplementedError(_FILLED_ELSEWHERE)
 
     def update(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError("TrisparseCacheLayer: filled by the layer's attention, not by key and value states")
+        raise NotImplementedError(_FILLED_ELSEWHERE)
 
     def get_seq_length(self) -> int:
         return self.slots
@@ -52,7 +54,8 @@ class TrisparseCacheLayer(DynamicLayer):
             self._reorder([row for row in range(len(self.state.rows)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        self._reorder(indices.nonzero().flatten().tolist() if indices.dtype == torch.bool else indices.tolist())
+        chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
+        self._reorder(chosen.tolist())
 
     def offload(self) -> None:
         raise NotImplementedError("past_key_values: offloading is not supported by this cache")

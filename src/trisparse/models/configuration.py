@@ -9,18 +9,30 @@ from trisparse.config import SparseConfig
 from trisparse.nn.rope import Rope, Yarn
 
 ATTENTIONS = ("nsa", "full", "gated_full")
+COMPRESSORS = ("mlp", "linear", "mean")
+COMPRESSED_ROPES = ("block", "none")
 # what one cache layer class of ours registers as; the names of transformers would build dense caches
 LAYER_TYPE = "trisparse"
+
+_AT_LEAST_ONE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "head_dim",
+    "value_head_dim",
+)
 
 
 @strict
 class TrisparseConfig(PreTrainedConfig):
     """Sizes of the model and the attention of each layer.
 
-    `attention` is "nsa", "full" or "gated_full" for all layers, or a list with one of them per layer. The `nsa_*`
-    fields are those of `SparseConfig`; none may be named after a sliding window, or generation would cut the cache.
-    `rope_parameters` is the usual dict: rope_type "default" or "yarn", rope_theta, and for YaRN factor,
-    original_max_position_embeddings, beta_fast, beta_slow, attention_factor.
+    `attention` is "nsa", "full" or "gated_full" for all layers, or a list with one of them per layer. The
+    `nsa_*` fields are those of `SparseConfig`; none may be named after a sliding window, or generation would
+    cut the cache. `rope_parameters` is the usual dict: rope_type "default" or "yarn", rope_theta, and for
+    YaRN factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor.
 
     Raises:
         ValueError: sizes that do not fit each other, an unknown attention or rope type.
@@ -76,11 +88,17 @@ class TrisparseConfig(PreTrainedConfig):
 
     def _check(self) -> None:
         heads, groups = self.num_attention_heads, self.num_key_value_heads
-        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in _AT_LEAST_ONE:
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise ValueError(f"{name}: expected at least 1, got {size}")
+        for name, choices in (("compressor", COMPRESSORS), ("compressed_rope", COMPRESSED_ROPES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}: expected {', '.join(choices)}; got {getattr(self, name)!r}")
         if groups < 1 or heads % groups:
-            raise ValueError(f"num_key_value_heads: expected a divisor of num_attention_heads={heads}, got {groups}")
+            raise ValueError(
+                f"num_key_value_heads: expected a divisor of num_attention_heads={heads}, got {groups}"
+            )
         unknown = sorted(set(self.attention_of_layers()) - set(ATTENTIONS))
         if unknown:
             raise ValueError(f"attention: expected {', '.join(ATTENTIONS)}; got {unknown[0]!r}")
@@ -100,7 +118,8 @@ class TrisparseConfig(PreTrainedConfig):
 
     def sparse_config(self) -> SparseConfig:
         """The `nsa_*` fields."""
-        return SparseConfig(**{name: getattr(self, f"nsa_{name}") for name in SparseConfig.__dataclass_fields__})
+        names = SparseConfig.__dataclass_fields__
+        return SparseConfig(**{name: getattr(self, f"nsa_{name}") for name in names})
 
     def rope(self) -> Rope:
         """What `rope_parameters` says."""
@@ -110,6 +129,8 @@ class TrisparseConfig(PreTrainedConfig):
             raise ValueError(f"rope_parameters: expected rope_type 'default' or 'yarn', got {kind!r}")
         yarn = None
         if kind == "yarn":
+            if "factor" not in parameters:
+                raise ValueError(f"rope_parameters: expected a factor for 'yarn', got {sorted(parameters)}")
             yarn = Yarn(
                 factor=parameters["factor"],
                 original_length=parameters.get("original_max_position_embeddings")

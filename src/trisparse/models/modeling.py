@@ -1,6 +1,6 @@
 """The language model: embedding, pre-norm blocks of attention and SwiGLU, tied or untied head."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class Block(GradientCheckpointingLayer):
         normed = self.attention_norm(hidden)
         hidden = hidden + self.attention(
             normed,
-            cache=cache,  # type: ignore[arg-type]
+            cache=cache,
             cu_seqlens=batch.cu_seqlens,
             padding=batch.padding,
         )
@@ -90,7 +90,7 @@ class TrisparsePreTrainedModel(PreTrainedModel):
             module.reset_parameters()
         elif isinstance(module, nn.Linear | nn.Embedding):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
-            if getattr(module, "bias", None) is not None:
+            if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.RMSNorm):
             nn.init.ones_(module.weight)
@@ -120,17 +120,18 @@ class TrisparseModel(TrisparsePreTrainedModel):
         """Hidden states [B, T, hidden_size] of `input_ids` [B, T] or `inputs_embeds`.
 
         Args:
-            attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or right-padded
-                where there is no cache.
+            attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or
+                right-padded where there is no cache.
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`; extended in place.
 
         Raises:
-            ValueError, TypeError: masks, positions or a cache that do not fit; the message names the argument.
+            ValueError, TypeError: masks, positions or a cache that do not fit; the message names which.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected either input_ids or inputs_embeds")
-        hidden = self._embed(input_ids) if inputs_embeds is None else inputs_embeds
+        hidden = inputs_embeds if input_ids is None else self._embed(input_ids)
+        assert hidden is not None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         layers = None
@@ -174,7 +175,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
         padding = read_padding(attention_mask, num_tokens, layers is not None)
         if layers is not None:
             state = layers[0].state
-            check_positions(position_ids, padding, [] if state is None else state.lengths)
+            lengths = state.lengths if state is not None and state.rows else [0] * rows
+            check_positions(position_ids, padding, lengths)
             return Batch(padding=padding)
         if padding is not None:
             return Batch(padding=padding)
@@ -185,7 +187,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if layers is None:
             return None
         if layers[index].state is None:
-            layers[index].state = self.layers[index].attention.new_cache()
+            block = cast(Block, self.layers[index])
+            layers[index].state = block.attention.new_cache()
         return layers[index].state
 
 
@@ -212,8 +215,9 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """As TrisparseModel.forward; `labels` [B, T] (shifted inside, -100 ignored) add the mean loss in nats.
+        """As TrisparseModel.forward; `labels` [B, T] add the mean loss in nats.
 
+        Labels are shifted inside, and -100 is ignored.
         `logits_to_keep` n > 0 computes logits for the last n tokens only.
         """
         if use_cache is None:
@@ -230,5 +234,6 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            size = self.config.vocab_size
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)

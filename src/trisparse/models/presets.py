@@ -13,7 +13,7 @@ _TINY_BLOCKS = {
     "nsa_window": 128,
 }
 
-# "tiny" trains on two CPU cores in minutes; its blocks shrink with its context so that it is sparse at 1024 tokens
+# "tiny" trains on two CPU cores in minutes; its blocks shrink with its context to be sparse at 1024 tokens
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, **_TINY_BLOCKS},
     "small": {

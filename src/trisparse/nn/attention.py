@@ -6,7 +6,7 @@ from typing import Literal, cast
 import torch
 from torch import Tensor, nn
 
-from trisparse import api
+from trisparse import api, validate
 from trisparse.config import SparseConfig
 from trisparse.nn.cache import RowCache, SparseCache, SparseRow
 from trisparse.nn.compressor import Compressor, CompressorKind
@@ -31,8 +31,8 @@ class NativeSparseAttention(nn.Module):
         compressor: "mlp", "linear" or "mean".
         shared_kv: one K/V set for the three branches instead of the paper's three.
         rope: rotary embedding of queries and raw keys; None for none.
-        compressed_rope: "block" rotates a compressed key, computed from keys before rope, at the position of its
-            block's first token; "none" leaves it and the queries that meet it unrotated.
+        compressed_rope: "block" rotates a compressed key, computed from keys before rope, at the position of
+            its block's first token; "none" leaves it and the queries that meet it unrotated.
         layer: the layer's number, for `nn.probe`.
         backend: as in `sparse_attention`.
 
@@ -58,7 +58,9 @@ class NativeSparseAttention(nn.Module):
     ) -> None:
         super().__init__()
         if num_kv_groups < 1 or num_heads % num_kv_groups:
-            raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
+            raise ValueError(
+                f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}"
+            )
         if compressed_rope not in ("block", "none"):
             raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
         if rope is not None and rope.dim > head_dim:
@@ -104,16 +106,18 @@ class NativeSparseAttention(nn.Module):
         """
         if cu_seqlens is not None and (cache is not None or padding is not None):
             raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+        # before the bounds cut anything
+        validate.packed(cu_seqlens, hidden, hidden.shape[1])
         tensors = self._project(hidden)
         if cache is None and padding is None:
             out = self._attend_all(tensors, cu_seqlens)
         else:
-            self._check_cache(cache)
+            self._check_cache(cache, tensors)
             counts = check_padding(padding, *hidden.shape[:2])
             out = each_row(self._attend_row, tensors, counts, cache)
         return self.o_proj(out.flatten(2))
 
-    def _check_cache(self, cache: SparseCache | None) -> None:
+    def _check_cache(self, cache: SparseCache | None, tensors: list[Tensor]) -> None:
         if cache is None:
             return
         if not isinstance(cache, SparseCache):
@@ -123,6 +127,8 @@ class NativeSparseAttention(nn.Module):
                 f"cache: expected one for {self.config}, shared={self.shared_kv}; "
                 f"got {cache.config}, shared={cache.shared}"
             )
+        _, keys, values, _ = tensors
+        cache.check({"key": self._set(keys, _SELECTED), "value": self._set(values, _SELECTED)})
 
     def _project(self, hidden: Tensor) -> list[Tensor]:
         """query [B, T, H, D], then all keys and all values [B, T, sets * G, *], then gates [B, T, H, 3]."""
@@ -205,7 +211,7 @@ class NativeSparseAttention(nn.Module):
         query_start: int = 0,
         window_start: int = 0,
     ) -> Tensor:
-        """`sparse_attention` from its parts, where the branches differ in their query or in their first token."""
+        """`sparse_attention` from its parts, where the branches differ in their query or first token."""
         config, backend = self.config, self.backend
 
         def place(start: int) -> dict:
@@ -240,7 +246,6 @@ class NativeSparseAttention(nn.Module):
         if not self.shared_kv:
             new["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
             new["window_value"] = self._set(values, _WINDOW)
-        row.check(new)
         for name, tokens in new.items():
             row.append(name, tokens)
         self._extend_compressed(row)

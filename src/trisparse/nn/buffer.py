@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 class TokenBuffer:
-    """Tokens [T, G, D] of one sequence in one piece of memory; doubles its room when full.
+    """Tokens [T, G, D] of one sequence in one piece of memory; doubles what it holds when full.
 
     Attributes:
         length: tokens appended so far, forgotten ones included.
@@ -32,9 +32,8 @@ class TokenBuffer:
         kept = held if self.keep is None else min(held, self.keep)
         assert self._data is not None
         source = self._data[held - kept : held]
-        room = len(self._data)
-        if kept + extra > room // 2 or self.keep is None:
-            room = max(2 * len(self._data), kept + extra)
+        # so the room that a long prefill took is given back where tokens are forgotten
+        room = max(64, 2 * (kept + extra))
         # a fresh tensor: source and target may overlap
         data = self._data.new_empty(room, *self._data.shape[1:])
         data[:kept] = source
@@ -48,7 +47,9 @@ class TokenBuffer:
             ValueError: some of them are forgotten.
         """
         if position < self._first:
-            raise ValueError(f"position: expected at least {self._first}, the oldest token kept, got {position}")
+            raise ValueError(
+                f"position: expected at least {self._first}, the oldest token kept, got {position}"
+            )
         assert self._data is not None
         return self._data[position - self._first : self.length - self._first]
 

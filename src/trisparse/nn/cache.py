@@ -19,7 +19,7 @@ class RowCache:
         return self.buffers["key"].length
 
     def check(self, new: dict[str, Tensor]) -> None:
-        """Raise before anything is changed if tokens [1, n, G, D] are not of the kind stored."""
+        """Raise if tokens [B, n, G, D] are not of the kind stored."""
         for name, tokens in new.items():
             if not self.buffers[name].matches(tokens[0]):
                 raise ValueError(
@@ -140,6 +140,11 @@ class BatchCache:
         if not self.rows:
             self.rows = [self.new_row() for _ in range(batch_size)]
 
+    def check(self, new: dict[str, Tensor]) -> None:
+        """Raise before any row is changed if tokens [B, n, G, D] are not of the kind stored."""
+        for row in self.rows:
+            row.check(new)
+
     def crop(self, lengths: int | Sequence[int]) -> None:
         """Forget the tokens from `lengths` on, of all rows or of none.
 
@@ -153,7 +158,7 @@ class BatchCache:
             row.crop(length)
 
     def reorder(self, indices: Sequence[int]) -> None:
-        """Row i becomes what row `indices[i]` was; rows may be repeated or left out (beams, batch selection)."""
+        """Row i becomes what row `indices[i]` was; rows may be repeated or left out (beams, selection)."""
         if any(not 0 <= index < len(self.rows) for index in indices):
             raise ValueError(f"indices: expected rows 0 .. {len(self.rows) - 1}, got {list(indices)}")
         taken: set[int] = set()
@@ -178,7 +183,7 @@ class SparseCache(BatchCache):
 
     Args:
         config: the layer's block sizes.
-        shared: whether the layer uses one K/V set for all branches (the window then needs no copy of its own).
+        shared: whether the layer uses one K/V set for all branches (the window then needs no own copy).
         capacity: most tokens a row may hold; None for no limit.
         max_rollback: tokens that `crop` can always take back, for speculative decoding.
     """

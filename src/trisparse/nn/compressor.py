@@ -1,7 +1,8 @@
 """The compressor phi (eq. 7): every block of l tokens becomes one key or value.
 
-Blocks overlap (d < l). Instead of unfolding them, which would copy every token l / d times, the projection is split
-into l / d parts, each applied once to the non-overlapping chunks of d tokens; a block is the sum of its shifted parts.
+Blocks overlap (d < l). Instead of unfolding them, which would copy every token l / d times, the projection is
+split into l / d parts, each applied once to the non-overlapping chunks of d tokens; a block is the sum of its
+shifted parts.
 """
 
 from typing import Literal
@@ -25,7 +26,7 @@ def _stride_chunks(tokens: Tensor, config: SparseConfig) -> tuple[Tensor, int]:
 
 
 def project_blocks(tokens: Tensor, weight: Tensor, config: SparseConfig) -> Tensor:
-    """Multiply every block, flattened to l * D numbers, by `weight` [l * D, F]: [B, T, G, D] -> [B, C, G, F]."""
+    """Every block, flattened to l * D numbers, times `weight` [l * D, F]: [B, T, G, D] -> [B, C, G, F]."""
     chunks, count = _stride_chunks(tokens, config)
     parts = weight.chunk(config.compress_block // config.compress_stride)
     return torch.stack([(chunks @ part)[:, i : i + count] for i, part in enumerate(parts)]).sum(dim=0)

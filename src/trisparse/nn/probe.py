@@ -23,7 +23,7 @@ _RECORD: ContextVar[list[Observation] | None] = ContextVar("trisparse_record", d
 
 @contextmanager
 def recording() -> Iterator[list[Observation]]:
-    """Collect an Observation of every NSA layer that runs inside, in order; selection is computed once more for it."""
+    """Collect an Observation of every NSA layer that runs inside, in order."""
     record: list[Observation] = []
     token = _RECORD.set(record)
     try:

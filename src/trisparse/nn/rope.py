@@ -56,7 +56,7 @@ class Yarn:
 
 @dataclass(frozen=True, kw_only=True)
 class Rope:
-    """Rotates the first `dim` channels of a head in pairs (i, i + dim / 2) by position * theta ** (-2i / dim)."""
+    """Turns the first `dim` channels of a head, pair (i, i + dim / 2) by position * theta ** (-2i / dim)."""
 
     dim: int
     theta: float = 10000.0
@@ -80,7 +80,7 @@ class Rope:
         return angles.cos() * amplitude, angles.sin() * amplitude
 
     def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Rotate `heads` [B, T, H, D] at `positions` [T]; computed in at least fp32, returned in its dtype."""
+        """Rotate `heads` [B, T, H, D] at `positions` [T] in at least fp32; returned in its dtype."""
         dtype = torch.promote_types(heads.dtype, torch.float32)
         cos, sin = (table[None, :, None].to(dtype) for table in self.tables(positions))
         first, second = heads[..., : self.dim].to(dtype).chunk(2, dim=-1)

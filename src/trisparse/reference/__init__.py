@@ -1,1 +1,1 @@
-"""The specification in code: one equation per function, quadratic, any dtype to fp64, differentiable by autograd."""
+"""The specification in code: one equation per function, quadratic, to fp64, differentiable by autograd."""

@@ -158,8 +158,9 @@ def sparse_attention(
 ) -> Tensor:
     """Eq. 5: all of Native Sparse Attention -> [B, Tq, H, E]."""
     place = (config, scale, cu_seqlens, query_start)
-    out_cmp, _ = compressed_attention(query, *compressed, *place)
-    ids = select_blocks(query, compressed[0], *place)
-    out_slc = selected_attention(query, *selected, ids, *place)
-    out_win = window_attention(query, *window, *place)
+    key_cmp, value_cmp = compressed
+    out_cmp, _ = compressed_attention(query, key_cmp, value_cmp, *place)
+    ids = select_blocks(query, key_cmp, *place)
+    out_slc = selected_attention(query, selected[0], selected[1], ids, *place)
+    out_win = window_attention(query, window[0], window[1], *place)
     return gated_sum(out_cmp, out_slc, out_win, gates)

@@ -1,9 +1,12 @@
 """Rows of a CSV file, and the checks that every figure makes before it trusts them."""
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from trisparse.report.atomic import write_whole
 
 Rows = list[dict[str, str]]
 
@@ -30,6 +33,24 @@ def read_rows(path: Path | str) -> Rows:
                 "a measurement that was cut off leaves such a row: remove it"
             )
     return [dict(zip(header, line, strict=True)) for line in lines[1:]]
+
+
+def write_rows(path: Path | str, rows: Rows) -> None:
+    """Write a CSV file whole or not at all; the first row's keys are its header.
+
+    Raises:
+        ValueError: no rows, or rows with different columns.
+    """
+    if not rows:
+        raise ValueError(f"rows: expected at least one row for {path}, got none")
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        if row.keys() != rows[0].keys():
+            raise ValueError(f"rows: expected columns {', '.join(rows[0])}, got {', '.join(row)}")
+        writer.writerow(row)
+    write_whole(Path(path), text.getvalue().encode("utf-8"))
 
 
 def require_columns(rows: Rows, columns: Sequence[str]) -> None:

@@ -1,0 +1,5 @@
+"""`python -m trisparse`"""
+
+from trisparse.cli.main import run
+
+run()

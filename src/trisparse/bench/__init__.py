@@ -1,0 +1,1 @@
+"""Times of attention calls, each checked against the specification before it is taken."""

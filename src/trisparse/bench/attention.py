@@ -1,0 +1,162 @@
+"""The attention benchmark: our backends against PyTorch's full attention, as rows of attention.csv."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from trisparse.bench.cases import Case, Tensors, dtype_name
+from trisparse.bench.contender import Contender, contender
+from trisparse.bench.gate import Gate, Verdict
+from trisparse.bench.table import environment
+from trisparse.bench.timing import time_interleaved
+from trisparse.config import SparseConfig
+from trisparse.report.measurement import BASELINE, COLUMNS, TIMES
+from trisparse.report.rows import Rows
+
+DIRECTIONS = ("forward", "forward+backward")
+
+
+def run(
+    lengths: Sequence[int],
+    *,
+    heads: int = 16,
+    groups: int = 1,
+    head_dim: int = 128,
+    value_dim: int = 128,
+    batch: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    backends: Sequence[str] = ("auto",),
+    directions: Sequence[str] = DIRECTIONS,
+    samples: int = 9,
+    seconds_per_case: float = 20.0,
+    config: SparseConfig | None = None,
+    device: torch.device | str = "cpu",
+    on_row: Callable[[dict[str, str]], None] | None = None,
+) -> Rows:
+    """Measure one attention call per length, direction and backend, and the baseline "sdpa" beside them.
+
+    A backend is checked against the fp64 reference first; one that fails gets a row with gate `fail` and no
+    times. Backward is one `torch.autograd.grad` by all inputs. The op takes compressed keys, so the time of a
+    compressor (eq. 7) is not included; nor are projections, gates and rotary embedding.
+
+    Args:
+        lengths: tokens of each case.
+        backends: names as `sparse_attention` takes them; "sdpa" comes first whether named or not.
+        directions: some of "forward", "forward+backward".
+        samples, seconds_per_case: a case is timed that often, or until that time is spent.
+        on_row: called with each row as soon as there is one.
+
+    Returns:
+        Rows with the columns `measurement.COLUMNS`, in that order.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+        NotImplementedError: a backend that cannot run here.
+    """
+    _check(directions, samples)
+    cases = [
+        Case(
+            tokens=tokens,
+            heads=heads,
+            groups=groups,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            batch=batch,
+            dtype=dtype,
+            config=config or SparseConfig(),
+        )
+        for tokens in lengths
+    ]
+    bench = _Bench(_contenders(backends), Gate(torch.device(device)), samples, seconds_per_case)
+    rows: Rows = []
+    for case in cases:
+        for direction in directions:
+            for row in bench.measure(case, direction):
+                rows.append(row)
+                if on_row:
+                    on_row(row)
+    return rows
+
+
+def _check(directions: Sequence[str], samples: int) -> None:
+    for direction in directions:
+        if direction not in DIRECTIONS:
+            raise ValueError(f"directions: expected some of {', '.join(DIRECTIONS)}, got {direction!r}")
+    if samples < 1:
+        raise ValueError(f"samples: expected at least 1, got {samples}")
+
+
+def _contenders(backends: Sequence[str]) -> list[Contender]:
+    """The baseline, then each backend once, "auto" by the name of its choice."""
+    if isinstance(backends, str):
+        raise TypeError(f"backends: expected a sequence of names, got the string {backends!r}")
+    found = [contender(name) for name in (BASELINE, *backends)]
+    return list({each.name: each for each in found}.values())
+
+
+@dataclass(frozen=True)
+class _Bench:
+    contenders: list[Contender]
+    gate: Gate
+    samples: int
+    seconds: float
+
+    def measure(self, case: Case, direction: str) -> Rows:
+        """A row per contender; those that passed their check are timed in turns."""
+        gradients = direction != "forward"
+        verdicts = {each.name: self.gate.judge(each, case, gradients=gradients) for each in self.contenders}
+        calls = {
+            each.name: _prepare(each, case, gradients, self.gate.device)
+            for each in self.contenders
+            if verdicts[each.name].passed
+        }
+        times = time_interleaved(calls, self.samples, self.seconds, device=self.gate.device)
+        shared = {"direction": direction, **_setting(case), **environment(self.gate.device)}
+        return [
+            _row({"case": case.name, "backend": name, **shared}, verdict, times.get(name, []))
+            for name, verdict in verdicts.items()
+        ]
+
+
+def _prepare(each: Contender, case: Case, gradients: bool, device: torch.device) -> Callable[[], object]:
+    tensors = each.inputs(case, device)
+    if not gradients:
+        return lambda: _forward(each, tensors, case.config)
+    leaves = tuple(tensor.requires_grad_() for tensor in tensors)
+    # as the output lies in memory, so that no call pays for a copy of it
+    grad_out = torch.randn_like(_forward(each, leaves, case.config))
+    return lambda: torch.autograd.grad(each.attend(leaves, case.config), leaves, grad_out)
+
+
+def _forward(each: Contender, tensors: Tensors, config: SparseConfig) -> Tensor:
+    with torch.no_grad():
+        return each.attend(tensors, config)
+
+
+def _setting(case: Case) -> dict[str, str]:
+    return {
+        "tokens": str(case.tokens),
+        "heads": str(case.heads),
+        "groups": str(case.groups),
+        "head_dim": str(case.head_dim),
+        "value_dim": str(case.value_dim),
+        "dtype": dtype_name(case.dtype),
+        "batch": str(case.batch),
+    }
+
+
+def _row(known: dict[str, str], verdict: Verdict, seconds: Sequence[float]) -> dict[str, str]:
+    """One row of the table; no times stand beside a red gate."""
+    spread = (median(seconds), min(seconds), max(seconds)) if verdict.passed else ()
+    times = [f"{1000 * time:.4f}" for time in spread] or [""] * len(TIMES)
+    row = {
+        **known,
+        **dict(zip(TIMES, times, strict=True)),
+        "samples": str(len(seconds)),
+        "gate": "pass" if verdict.passed else "fail",
+        "worst_ratio": f"{verdict.worst_ratio:.3g}",
+    }
+    return {column: row[column] for column in COLUMNS}

@@ -1,0 +1,126 @@
+"""What is timed: a backend of our op, or PyTorch's full attention, and what each ought to return."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from trisparse import api, backends
+from trisparse.bench.cases import Case, Tensors, dense_inputs, sparse_inputs
+from trisparse.bench.chosen import selection_ratio
+from trisparse.config import SparseConfig
+from trisparse.reference.attend import attend
+from trisparse.reference.sparse_attention import gated_sum
+from trisparse.report.measurement import BASELINE
+
+
+class Contender(Protocol):
+    """An attention call and its specification. Outputs are [B, T, H, E], whatever the inputs' layout."""
+
+    @property
+    def name(self) -> str:
+        """What the column `backend` calls it."""
+
+    def inputs(self, case: Case, device: torch.device) -> Tensors:
+        """The tensors it takes."""
+
+    def attend(self, tensors: Tensors, config: SparseConfig) -> Tensor:
+        """The call that is timed."""
+
+    def select(self, tensors: Tensors, config: SparseConfig) -> Tensor | None:
+        """The ids [B, T, G, S] behind the call, or None if it chooses nothing."""
+
+    def expect(self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig) -> Tensor:
+        """The reference's rows [B, rows, H, E] for these ids, in the tensors' dtype, differentiable."""
+
+    def selection_ratio(
+        self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig
+    ) -> float:
+        """How far the ids of these rows are from the best ones; at most 1 is right."""
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """`sparse_attention` with one backend."""
+
+    name: str
+
+    def inputs(self, case: Case, device: torch.device) -> Tensors:
+        return sparse_inputs(case, device)
+
+    def attend(self, tensors: Tensors, config: SparseConfig) -> Tensor:
+        query, *pairs, gates = tensors
+        compressed, selected, window = zip(pairs[0::2], pairs[1::2], strict=True)
+        return api.sparse_attention(query, compressed, selected, window, gates, config, backend=self.name)
+
+    def select(self, tensors: Tensors, config: SparseConfig) -> Tensor:
+        return api.select_blocks(tensors[0], tensors[1], config, backend=self.name)
+
+    def expect(self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig) -> Tensor:
+        assert ids is not None
+        query, gates = tensors[0][:, rows], tensors[7][:, rows]
+        # tokens after the last row cannot matter, and a short reference is a cheap one
+        key_slc, value_slc, key_win, value_win = (tensor[:, : rows.stop] for tensor in tensors[3:7])
+        key_cmp, value_cmp = tensors[1:3]
+        place: dict[str, Any] = {"query_start": rows.start, "backend": "reference"}
+        compressed, _ = api.compressed_attention(query, key_cmp, value_cmp, config, **place)
+        selected = api.selected_attention(query, key_slc, value_slc, ids[:, rows], config, **place)
+        window = api.window_attention(query, key_win, value_win, config, **place)
+        return gated_sum(compressed, selected, window, gates)
+
+    def selection_ratio(
+        self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig
+    ) -> float:
+        assert ids is not None
+        return selection_ratio(ids[:, rows], tensors[0][:, rows], tensors[1], config, rows.start)
+
+
+@dataclass(frozen=True)
+class Dense:
+    """PyTorch's `scaled_dot_product_attention`, causal, over all tokens: the baseline."""
+
+    name: str = BASELINE
+
+    def inputs(self, case: Case, device: torch.device) -> Tensors:
+        return dense_inputs(case, device)
+
+    def attend(self, tensors: Tensors, _: SparseConfig) -> Tensor:
+        query, key, value = tensors
+        grouped = query.shape[1] != key.shape[1]
+        # on the CPU, PyTorch's fast backward knows no groups: it falls back to plain matrix products, 4 times
+        # as slow as the fast one over repeated heads; the baseline gets the better of the two
+        if grouped and query.requires_grad and query.device.type == "cpu":
+            repeats = query.shape[1] // key.shape[1]
+            key, value = (_repeat_heads(tensor, repeats) for tensor in (key, value))
+            grouped = False
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
+        return out.transpose(1, 2)
+
+    def select(self, _: Tensors, __: SparseConfig) -> None:
+        return None
+
+    def expect(self, tensors: Tensors, _: Tensor | None, rows: slice, __: SparseConfig) -> Tensor:
+        query, key, value = (tensor.transpose(1, 2)[:, : rows.stop] for tensor in tensors)
+        positions = torch.arange(rows.stop, device=query.device)
+        visible = positions <= positions[rows, None]
+        out, _lse = attend(query[:, rows], key, value, visible[None, None], query.shape[3] ** -0.5)
+        return out.to(query.dtype)
+
+    def selection_ratio(self, _: Tensors, __: Tensor | None, ___: slice, ____: SparseConfig) -> float:
+        return 0.0
+
+
+def _repeat_heads(tensor: Tensor, repeats: int) -> Tensor:
+    """[B, G, T, *] -> [B, G * repeats, T, *]; of one group a view."""
+    return tensor[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
+
+
+def contender(name: str) -> Contender:
+    """The contender called `name`: "sdpa" or a backend.
+
+    Raises:
+        TypeError, ValueError, NotImplementedError: as the argument `backend` of `sparse_attention`.
+    """
+    return Dense() if name == BASELINE else Sparse(backends.choose(name))

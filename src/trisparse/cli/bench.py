@@ -1,0 +1,74 @@
+"""`trisparse bench`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from trisparse.cli.output import print_rows, say
+
+app = typer.Typer(help="Measure speed; what misses its correctness check gets no time.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure speed; what misses its correctness check gets no time."""
+
+
+@app.command("attention")
+def attention(
+    lengths: Annotated[
+        str, typer.Option(help="Context lengths, tokens, separated by commas.")
+    ] = "1024,4096,16384",
+    backends: Annotated[
+        str, typer.Option(help="Backends beside full attention, separated by commas.")
+    ] = "auto",
+    directions: Annotated[
+        str, typer.Option(help="forward, forward+backward or both.")
+    ] = "forward,forward+backward",
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    heads: Annotated[int, typer.Option(min=1)] = 16,
+    groups: Annotated[int, typer.Option(min=1, help="Key/value groups; divides heads.")] = 1,
+    head_dim: Annotated[int, typer.Option(min=1)] = 128,
+    value_dim: Annotated[int, typer.Option(min=1)] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for each case.")] = 30.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
+) -> None:
+    """Time attention against PyTorch's full attention, in turns and in one run."""
+    import torch
+
+    from trisparse.bench.attention import run
+    from trisparse.bench.table import append_rows
+
+    if dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
+    rows = run(
+        _numbers(lengths),
+        heads=heads,
+        groups=groups,
+        head_dim=head_dim,
+        value_dim=value_dim,
+        dtype=getattr(torch, dtype),
+        backends=backends.split(","),
+        directions=directions.split(","),
+        samples=samples,
+        seconds_per_case=seconds,
+        device=device,
+        on_row=lambda row: say(
+            f"{row['case']} {row['direction']} {row['backend']}: {row['median_ms'] or 'failed'}"
+        ),
+    )
+    if output is not None:
+        append_rows(output, rows)
+    shown = ("backend", "direction", "tokens", "median_ms", "minimum_ms", "maximum_ms", "samples", "gate")
+    print_rows(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise ValueError(f"lengths: expected whole numbers separated by commas, got {text!r}") from None

@@ -1,0 +1,52 @@
+"""`trisparse`: collects the verbs and turns mistakes into one line and an exit code.
+
+Exit codes: 0 done, 1 failed or interrupted, 2 wrong arguments or input.
+"""
+
+import os
+import sys
+
+import typer
+
+from trisparse.cli import bench, demo, env, evaluate, generate, plot, train
+
+app = typer.Typer(
+    help="Native Sparse Attention: train, run and measure long-context language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo.demo)
+app.command("train")(train.train)
+app.command("generate")(generate.generate)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(bench.app, name="bench")
+app.command("plot")(plot.plot)
+app.command("env")(env.env)
+
+# what this package's checks raise for wrong input; anything else is a fault of ours and keeps its traceback
+_MISTAKES = (ValueError, TypeError, NotImplementedError, OSError)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def run() -> None:
+    """Entry point of the `trisparse` command. TRISPARSE_DEBUG=1 shows tracebacks of mistakes too."""
+    try:
+        app()
+    except _MISTAKES as error:
+        if os.environ.get("TRISPARSE_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"error: {_one_line(error)}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(1)
+    except Exception as error:
+        # raised by the train room, which must not be imported for --help
+        if type(error).__name__ != "TrainingInterrupted":
+            raise
+        sys.stderr.write(f"{_one_line(error)}\n")
+        sys.exit(1)

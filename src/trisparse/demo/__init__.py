@@ -1,0 +1,1 @@
+"""`trisparse demo`: the whole path on one machine in ten minutes, from text to a report."""

@@ -1,0 +1,51 @@
+"""How much the demo does: sizes chosen for two CPU cores and ten minutes."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from trisparse.train.recipe import Recipe
+
+ATTENTIONS = ("nsa", "full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoPlan:
+    """The demo's sizes.
+
+    Attributes:
+        output: the folder of everything the demo writes.
+        steps, batch_size, context_length: of both training runs.
+        preset: of both models.
+        bench_lengths: context lengths of the forward benchmark, tokens.
+        bench_backward_lengths: of the forward and backward one, which takes several times as long.
+        needle_lengths, needle_depths, needle_samples: the needle test's grid, and needles in each cell.
+        position_windows: held-out windows for the loss by position.
+    """
+
+    output: Path
+    preset: str = "tiny"
+    steps: int = 120
+    batch_size: int = 8
+    context_length: int = 1024
+    bench_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    bench_backward_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
+    needle_lengths: tuple[int, ...] = (256, 512, 1024)
+    needle_depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)
+    needle_samples: int = 8
+    position_windows: int = 32
+
+    def recipe(self, attention: str) -> Recipe:
+        """The training run of one attention; the two differ in nothing else."""
+        return Recipe(
+            output=str(self.output / attention),
+            preset=self.preset,
+            attention=attention,
+            context_length=self.context_length,
+            batch_size=self.batch_size,
+            steps=self.steps,
+            learning_rate=2e-3,
+            warmup_steps=min(10, self.steps),
+            evaluate_every=max(1, self.steps // 6),
+            evaluate_windows=16,
+            save_every=max(1, self.steps // 6),
+        )

@@ -1,0 +1,1 @@
+"""What a trained model can do: held-out loss by position, needles in a haystack, looks into its layers."""

@@ -1,0 +1,60 @@
+"""The benchmark's rows: complete, drawable, and without times where the gate is red."""
+
+import pytest
+
+from trisparse import api
+from trisparse.bench import attention
+from trisparse.report import latency
+from trisparse.report.measurement import COLUMNS, TIMES
+
+from .small import SIZES, scaled
+
+
+def test_rows_fit_the_columns_and_the_figure():
+    """The figure reads what the benchmark writes; a column renamed on one side would break both."""
+    seen: list[dict[str, str]] = []
+    rows = attention.run([64, 160], backends=["torch", "auto", "sdpa"], on_row=seen.append, **SIZES)
+    assert seen == rows
+    assert all(list(row) == COLUMNS for row in rows)
+    assert [(row["tokens"], row["direction"], row["backend"]) for row in rows] == [
+        (tokens, direction, backend)
+        for tokens in ("64", "160")
+        for direction in ("forward", "forward+backward")
+        for backend in ("sdpa", "torch")
+    ]
+    assert {row["gate"] for row in rows} == {"pass"}
+    assert len(latency.draw(rows).axes) == 2
+
+
+def test_wrong_backend_gets_a_red_row_without_times(monkeypatch: pytest.MonkeyPatch):
+    """The speed of a wrong result is no speed."""
+    monkeypatch.setattr(api, "sparse_attention", scaled)
+    baseline, wrong = attention.run([64], backends=["torch"], directions=["forward"], **SIZES)
+    assert (baseline["gate"], wrong["gate"], wrong["samples"]) == ("pass", "fail", "0")
+    assert [wrong[column] for column in TIMES] == ["", "", ""]
+    assert float(wrong["worst_ratio"]) > 1
+    latency.draw([baseline, wrong])
+
+
+def test_sequence_shorter_than_a_block_is_measured():
+    """No compressed key at all: the gradients of empty tensors must not stop a run."""
+    rows = attention.run([5], backends=["torch"], directions=["forward+backward"], **SIZES)
+    assert [row["gate"] for row in rows] == ["pass", "pass"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (
+            {"directions": ["backwards"]},
+            "directions: expected some of forward, forward.backward, got 'backwards'",
+        ),
+        ({"backends": ["cuda"]}, "backend: expected"),
+        ({"samples": 0}, "samples: expected at least 1, got 0"),
+        ({"groups": 3}, "groups: expected a divisor of heads=4, got 3"),
+    ],
+)
+def test_wrong_argument_is_named_before_anything_runs(wrong: dict, message: str):
+    """A misspelling found after the first hour of measuring is found too late."""
+    with pytest.raises(ValueError, match=message):
+        attention.run([64], **SIZES | wrong)
