@@ -104,6 +104,8 @@ def cancelling(inputs, scale=None):
     """How large a term grad_out . value * key * scale of d query, or its twin of d key, can be."""
     scale = inputs.query.shape[3] ** -0.5 if scale is None else scale
     pairs = [pair for pair in (inputs.compressed, inputs.selected, inputs.window) if pair[0].numel()]
+    if not pairs:
+        return 0.0
     value = max(pair[1].float().norm(dim=-1).max().item() for pair in pairs)
     key = max(x.float().abs().max().item() for x in (inputs.query, *(pair[0] for pair in pairs)))
     return scale * key * value * inputs.selected[1].shape[3] ** 0.5

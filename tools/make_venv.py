@@ -31,7 +31,8 @@ def fetch_pip(folder: Path) -> Path:
 
 
 def main() -> None:
-    if sys.version_info < (3, 11):
+    # this file may run on an older Python than the package needs
+    if sys.version_info < (3, 11):  # noqa: UP036
         raise SystemExit(f"make_venv: Python 3.11 or newer is needed, this is {sys.version.split()[0]}")
     target = Path(sys.argv[1])
     has_ensurepip = importlib.util.find_spec("ensurepip") is not None

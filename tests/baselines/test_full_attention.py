@@ -105,7 +105,7 @@ def test_packed_documents_are_as_if_alone(name: str) -> None:
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("name", ["plain", "rope"])
 def test_left_padded_rows_are_as_if_alone(name: str, cached: bool) -> None:
-    """Guards against padding that is attended or shifts positions; then rows of different length decode on."""
+    """Guards against padding that is attended or shifts positions, also when decoding on."""
     layer, hidden, padding = make_layer(name), hidden_of(3, 12), [0, 4, 9]
     cache = layer.new_cache() if cached else None
     with torch.no_grad():

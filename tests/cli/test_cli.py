@@ -62,7 +62,9 @@ def test_help_needs_no_torch_and_is_quick(verb: str) -> None:
     best = 1e9
     for _ in range(3):
         began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
+        )
         best = min(best, time.perf_counter() - began)
         assert done.returncode == 0, done.stderr
         if best < 1.0:
@@ -133,7 +135,9 @@ def test_generate_refuses_a_truncated_model(call: Call, model_folder: Path, tmp_
     assert "Traceback" not in err
 
 
-def test_generate_refuses_the_weights_of_another_config(call: Call, model_folder: Path, tmp_path: Path) -> None:
+def test_generate_refuses_the_weights_of_another_config(
+    call: Call, model_folder: Path, tmp_path: Path
+) -> None:
     """Guards against freshly drawn weights in place of those that the file does not hold."""
     for file in model_folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())

@@ -28,7 +28,7 @@ def small(output: Path) -> DemoPlan:
 def test_an_interrupted_demo_goes_on_and_ends_with_a_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Guards against a Ctrl-C that costs the training already done, and against a report that lacks a part."""
+    """Guards against a Ctrl-C that costs the training already done, and a report without all its parts."""
     said: list[str] = []
 
     def interrupted(*_: object) -> None:

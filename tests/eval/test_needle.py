@@ -79,6 +79,19 @@ def test_edges_of_the_depth() -> None:
     assert re.fullmatch(rb'x{20}\nSECRET_\w{6} = "\d{7}"\n\nSECRET_\w{6} = "', last)
 
 
+def test_names_and_numbers_that_the_text_holds_are_not_taken() -> None:
+    """Guards against a second answer in the text; chance alone would hardly ever show it."""
+    setting: dict[str, Any] = {"context_length": 100 + SHORTEST, "depth_percent": 50, "seed": 0}
+    first = make_needle(b"x" * 100, **setting)
+    name = first.prompt[first.start : first.start + len("SECRET_TALUKO")]
+    second = make_needle(name.ljust(100, b"x"), **setting)
+    assert second.prompt.count(name) == 1
+    # another text each, because a name that is drawn anew changes the numbers behind it
+    taken = first.value + b" " + first.distractors[0]
+    third = make_needle(taken.ljust(100, b"x"), **setting)
+    assert not {first.value, first.distractors[0]} & {third.value, *third.distractors}
+
+
 def test_needles_are_the_same_everywhere() -> None:
     """Guards against needles that change with a release, which would make old and new scores incomparable."""
     needle = make_needle(b"abc " * 50, context_length=80, depth_percent=50, seed=1, sample=2)

@@ -106,7 +106,8 @@ def test_ids_past_the_last_block_are_no_block() -> None:
     ids = torch.tensor([[[[0, 2]], [[1, 99]], [[2, 3]]]])
     assert selection_shares(ids, 1).tolist() == [[[1, 0, 1], [0, 1, 0], [0, 0, 1]]]
     # three blocks in two cells: block 3 does not exist, though its cell does
-    assert selection_shares(ids, 1, blocks_per_cell=2).tolist() == [[[1, 0.5], [0, 1]]]
+    ids = torch.tensor([[[[0]], [[1]], [[3]]]])
+    assert selection_shares(ids, 1, blocks_per_cell=2).tolist() == [[[1, 0], [0, 0]]]
 
 
 def test_empty_selection_is_a_row_of_zero() -> None:

@@ -24,7 +24,9 @@ LAYERS: dict[str, dict[str, Any]] = {
     "without_rope": {"rope": None},
     "narrow_values": {"value_dim": 2},
     "wide_values": {"value_dim": 6, "shared_kv": True},
-    "wide_window": {"config": SparseConfig(compress_block=4, compress_stride=4, select_block=8, num_selected=3)},
+    "wide_window": {
+        "config": SparseConfig(compress_block=4, compress_stride=4, select_block=8, num_selected=3)
+    },
     "long_blocks": {
         "config": SparseConfig(
             compress_block=9, compress_stride=3, select_block=12, num_selected=2, num_local=1, window=1

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.nn.layers import BLOCKS, HIDDEN, LAYERS, hidden_of, make_layer
 from trisparse import api
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import DenseCache, SparseCache
@@ -17,6 +16,8 @@ from trisparse.nn.gates import gated_sum
 from trisparse.nn.probe import recording
 from trisparse.nn.rope import Rope
 from trisparse.reference.compress import compress_blocks
+
+from .layers import BLOCKS, HIDDEN, LAYERS, hidden_of, make_layer
 
 property_test = settings(derandomize=True, deadline=None, max_examples=20, database=None)
 
@@ -39,7 +40,9 @@ def in_chunks(
 @pytest.mark.parametrize("name", LAYERS)
 @property_test
 @given(tokens=st.integers(1, 40), data=st.data())
-def test_any_split_into_chunks_gives_the_rows_of_the_whole(name: str, tokens: int, data: st.DataObject) -> None:
+def test_any_split_into_chunks_gives_the_rows_of_the_whole(
+    name: str, tokens: int, data: st.DataObject
+) -> None:
     """Guards decode: block and window borders, positions, and the tail that waits for its block."""
     layer = make_layer(name)
     cuts = sorted(data.draw(st.lists(st.integers(0, tokens), max_size=4), label="cuts"))

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.nn.layers import BLOCKS, hidden_of, make_layer
 from trisparse.baselines.full_attention import FullAttention
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import SparseCache
+
+from .layers import BLOCKS, hidden_of, make_layer
 
 
 def snapshot(cache: SparseCache) -> list[dict[str, Tensor]]:
@@ -40,9 +41,18 @@ def step(**others: Any) -> Callable[[SparseCache], Any]:
         (step(config=replace(BLOCKS, window=6)), r"^cache: expected one for SparseConfig"),
         (step(shared_kv=True), r"^cache: expected one for .*shared=True.*shared=False"),
         (step(value_dim=3), r"^cache: expected (value|tail_value) tokens \[2, 4\].*got \[2, 3\]"),
-        (lambda cache: make_layer().float()(hidden_of(2, 1).float(), cache=cache), r"^cache: .*float64.*float32"),
-        (lambda cache: make_layer()(hidden_of(3, 1), cache=cache), r"^cache: expected a batch of 2 rows, got 3"),
-        (lambda cache: make_layer()(hidden_of(2, 6), cache=cache), r"^cache: expected at most capacity=20.*got 21"),
+        (
+            lambda cache: make_layer().float()(hidden_of(2, 1).float(), cache=cache),
+            r"^cache: .*float64.*float32",
+        ),
+        (
+            lambda cache: make_layer()(hidden_of(3, 1), cache=cache),
+            r"^cache: expected a batch of 2 rows, got 3",
+        ),
+        (
+            lambda cache: make_layer()(hidden_of(2, 6), cache=cache),
+            r"^cache: expected at most capacity=20.*got 21",
+        ),
         (lambda cache: cache.crop(16), r"^length: expected 0 \.\. 15.*got 16"),
         (lambda cache: cache.crop(-1), r"^length: expected 0 \.\. 15.*got -1"),
         (lambda cache: cache.crop([14, 16]), r"^length: expected 0 \.\. 15.*got 16"),

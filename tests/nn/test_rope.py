@@ -27,7 +27,9 @@ def test_equals_multiplication_by_complex_units(dim: int, theta: float) -> None:
     turned = numbers * torch.polar(torch.ones_like(angles), angles)[None, :, None]
     expected = torch.cat([turned.real, turned.imag], dim=-1)
     # angles are fp32: 300 radians are known to 3e-5
-    torch.testing.assert_close(Rope(dim=dim, theta=theta).rotate(heads, positions), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        Rope(dim=dim, theta=theta).rotate(heads, positions), expected, rtol=0, atol=1e-4
+    )
 
 
 def test_products_depend_on_the_distance_alone() -> None:
@@ -40,7 +42,9 @@ def test_products_depend_on_the_distance_alone() -> None:
         return torch.einsum("bqhd,bkhd->bhqk", rope.rotate(query, positions), rope.rotate(key, positions))
 
     torch.testing.assert_close(products(0), products(40), rtol=0, atol=1e-4)
-    moved = torch.einsum("bqhd,bkhd->bhqk", rope.rotate(query, torch.arange(5) + 3), rope.rotate(key, torch.arange(5)))
+    moved = torch.einsum(
+        "bqhd,bkhd->bhqk", rope.rotate(query, torch.arange(5) + 3), rope.rotate(key, torch.arange(5))
+    )
     assert (moved - products(0)).abs().max() > 0.1
 
 
@@ -65,7 +69,11 @@ def test_bf16_is_rotated_in_fp32_and_rounded_once() -> None:
     ("head_dim", "theta", "parameters"),
     [
         (16, 10000.0, {"factor": 4.0, "original_max_position_embeddings": 256}),
-        (64, 500000.0, {"factor": 8.0, "original_max_position_embeddings": 8192, "beta_fast": 20.0, "beta_slow": 2.0}),
+        (
+            64,
+            500000.0,
+            {"factor": 8.0, "original_max_position_embeddings": 8192, "beta_fast": 20.0, "beta_slow": 2.0},
+        ),
         (32, 10000.0, {"factor": 2.5, "original_max_position_embeddings": 64, "attention_factor": 1.3}),
     ],
 )

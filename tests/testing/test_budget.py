@@ -139,7 +139,6 @@ def test_doubled_key_gradient_of_one_block_is_rejected():
     grads = {}
     for name, dtype in (("low", torch.bfloat16), ("gold", torch.float64)):
         inputs = draw().to(dtype).leaves()
-        window(inputs).sum().backward()
         out = window(inputs)
         grads[name] = torch.autograd.grad(out, inputs.window[0], torch.ones_like(out))[0]
     assert_within_budget("unspoiled", grads["low"].clone(), grads["low"], grads["gold"], gradient=True)

@@ -164,6 +164,18 @@ def test_other_text_is_refused(recipe: Recipe, tmp_path: Path) -> None:
     refused(moved, r"manifest\.json: the run was trained on another text than data='.*text' holds now")
 
 
+def test_other_number_of_processes_is_refused(recipe: Recipe) -> None:
+    """Guards the order of the data: two processes read twice as many windows in a step."""
+    folder = newest(recipe)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    state = manifest["files"].pop("rng_state.pth")
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    shutil.copy(folder / "rng_state_0.pth", folder / "rng_state_1.pth")
+    manifest["files"] |= {"rng_state_0.pth": state, "rng_state_1.pth": state}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    refused(recipe, r"checkpoint-4: expected the 2 processes of the run, got 1")
+
+
 @pytest.mark.parametrize("content", [b"", b'{"split": "train", "step": 1}\n', b"nonsense\n", None])
 def test_log_that_stops_short_is_refused(recipe: Recipe, content: bytes | None) -> None:
     """Guards the curve of the whole run against a hole."""

@@ -141,7 +141,9 @@ def selected_forward(
     lse = query.new_full(query.shape[:3], float("-inf"), dtype=dtype)
     for sequence in sequences(query, key.shape[2], config, cu_seqlens, query_start):
         rows = sequence.of_heads(query).to(dtype) * scale
-        keys, values = (sequence.of_tokens(x).to(dtype) for x in (key, value))
+        # tokens past the last row do not matter even if they are NaN (spec 10)
+        reach = sequence.query_start + len(rows)
+        keys, values = (sequence.of_tokens(x)[:reach].to(dtype) for x in (key, value))
         pieces = _pieces(sequence.of_rows(ids), rows.shape[1], len(keys), sequence, config)
         _attend(rows, keys, values, pieces, sequence.of_heads(out), sequence.of_heads(lse))
     return out, lse
@@ -165,7 +167,9 @@ def selected_backward(
     grads = tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     for sequence in sequences(query, key.shape[2], config, cu_seqlens, query_start):
         rows = sequence.of_heads(query).to(dtype) * scale
-        keys, values = (sequence.of_tokens(x).to(dtype) for x in (key, value))
+        # tokens past the last row do not matter even if they are NaN (spec 10)
+        reach = sequence.query_start + len(rows)
+        keys, values = (sequence.of_tokens(x)[:reach].to(dtype) for x in (key, value))
         grad_rows = sequence.of_heads(grad_out).to(dtype)
         delta = (grad_rows * sequence.of_heads(out).to(dtype)).sum(dim=-1)
         pieces = _pieces(sequence.of_rows(ids), rows.shape[1], len(keys), sequence, config)
@@ -173,6 +177,6 @@ def selected_backward(
             rows, keys, values, pieces, sequence.of_heads(lse), delta, grad_rows
         )
         sequence.of_heads(grads[0]).copy_(d_query.mul_(scale))
-        sequence.of_tokens(grads[1]).copy_(d_key)
-        sequence.of_tokens(grads[2]).copy_(d_value)
+        sequence.of_tokens(grads[1])[:reach] = d_key.to(key.dtype)
+        sequence.of_tokens(grads[2])[:reach] = d_value.to(value.dtype)
     return grads[0], grads[1], grads[2]

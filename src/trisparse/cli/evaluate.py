@@ -69,4 +69,5 @@ def _needles(
         samples=samples,
         seed=0,
         scoring=scoring,
+        share_prompt=True,
     )

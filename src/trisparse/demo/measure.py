@@ -15,7 +15,6 @@ from trisparse.eval.needle import needle_rows
 from trisparse.eval.position import bits_by_position
 from trisparse.eval.probe import gate_rows, selection_rows
 from trisparse.eval.unigram import unigram_bits
-from trisparse.models import TrisparseForCausalLM
 from trisparse.models.load import load_model
 from trisparse.report.atomic import write_whole
 from trisparse.report.rows import Rows
@@ -26,7 +25,7 @@ Say = Callable[[str], None]
 SAMPLE_PROMPT = 'def read_lines(path):\n    """'
 
 
-def load(plan: DemoPlan, attention: str) -> TrisparseForCausalLM:
+def load(plan: DemoPlan, attention: str) -> Any:
     """The trained model of one run."""
     return load_model(plan.output / attention)[0]
 
@@ -70,6 +69,7 @@ def needles(plan: DemoPlan, say: Say) -> Rows:
             depths=plan.needle_depths,
             samples=plan.needle_samples,
             seed=0,
+            share_prompt=True,
         )
     return rows
 

@@ -56,7 +56,7 @@ def summary(output: Path) -> Rows:
         backend = "torch" if name == "nsa" else "sdpa"
         longest = max(int(row["tokens"]) for row in speeds)
         times = {
-            row["backend"]: row["median_ms"] or "failed"
+            row["backend"]: f"{float(row['median_ms']):.1f}" if row["gate"] == "pass" else "failed"
             for row in speeds
             if row["direction"] == "forward" and int(row["tokens"]) == longest
         }

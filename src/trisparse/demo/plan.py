@@ -24,7 +24,7 @@ class DemoPlan:
 
     output: Path
     preset: str = "tiny"
-    steps: int = 120
+    steps: int = 100
     batch_size: int = 8
     context_length: int = 1024
     bench_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)

@@ -36,7 +36,7 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"model: {path}: expected model_type {TrisparseConfig.model_type!r}, got {kind!r}")
 
 
-def load_model(path: Path) -> tuple[TrisparseForCausalLM, Any]:
+def load_model(path: Path) -> tuple[Any, Any]:
     """The model in evaluation mode and its tokenizer.
 
     Raises:
@@ -48,9 +48,10 @@ def load_model(path: Path) -> tuple[TrisparseForCausalLM, Any]:
     logging.disable_progress_bar()
     weights = folder / "model.safetensors"
     try:
-        model, info = TrisparseForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = TrisparseForCausalLM.from_pretrained(folder, output_loading_info=True)
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"model: {weights}: cannot be loaded: {error}") from error
+    model, info = loaded
     wrong = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
     if wrong:
         raise ValueError(f"model: {weights}: the weights are of another configuration: {wrong[0]}")

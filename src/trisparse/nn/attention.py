@@ -81,9 +81,7 @@ class NativeSparseAttention(nn.Module):
 
     def new_cache(self, capacity: int | None = None, max_rollback: int = 64) -> SparseCache:
         """An empty cache for this layer."""
-        return SparseCache(
-            self.config, shared=self.shared_kv, capacity=capacity, max_rollback=max_rollback
-        )
+        return SparseCache(self.config, shared=self.shared_kv, capacity=capacity, max_rollback=max_rollback)
 
     def forward(
         self,
@@ -176,9 +174,7 @@ class NativeSparseAttention(nn.Module):
         query, keys, values, gates = tensors
         positions = self._positions(query.shape[1], cu_seqlens, query.device)
         rotated = self._rotate(query, positions)
-        compressed = self._compress(
-            self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), cu_seqlens
-        )
+        compressed = self._compress(self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), cu_seqlens)
         selected_key = self._rotate(self._set(keys, _SELECTED), positions)
         window_key = selected_key
         if not self.shared_kv:

@@ -83,4 +83,3 @@ class TokenBuffer:
         """Shape of a token, dtype and device, for error messages."""
         assert self._data is not None
         return f"{list(self._data.shape[1:])} {self._data.dtype} on {self._data.device}"
-

@@ -32,7 +32,7 @@ _LEAST = {
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One training run. The defaults train the tiny preset on a laptop's CPU in minutes.
+    """One training run. The defaults are for the tiny preset.
 
     Attributes:
         output: the folder for everything the run writes.

@@ -70,6 +70,8 @@ def train(recipe: Recipe, *, resume: bool = False, on_progress: OnProgress | Non
     stop = StopRequest()
     trainer = _trainer(recipe, corpus, on_progress)
     _refuse_fsdp(trainer)
+    if checkpoint is not None:
+        _check_processes(checkpoint, trainer.args.world_size)
     trainer.add_callback(GradientGuard())
     trainer.add_callback(CompleteCheckpoints(recipe, fingerprint))
     trainer.add_callback(StopOnRequest(stop))
@@ -113,6 +115,15 @@ def _check_log(path: Path, step: int) -> None:
     if steps != list(range(1, step + 1)):
         raise CheckpointError(
             f"{path}: expected one line for each of the steps 1 to {step}, found {len(steps)}"
+        )
+
+
+def _check_processes(checkpoint: Path, processes: int) -> None:
+    """Each process left its random state; another number of them would read other windows in a step."""
+    saved = len(list(checkpoint.glob("rng_state*.pth")))
+    if saved != processes:
+        raise CheckpointError(
+            f"{checkpoint}: expected the {saved} processes of the run, got {processes}; launch as many"
         )
 
 

@@ -1,0 +1,178 @@
+"""What others may rely on: the public names, a light import, and arrows between rooms that point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import trisparse
+
+SOURCE = Path(trisparse.__file__).parent
+FILES = sorted(SOURCE.rglob("*.py"))
+NAMES = [
+    "SparseConfig",
+    "__version__",
+    "available_backends",
+    "compressed_attention",
+    "select_blocks",
+    "selected_attention",
+    "sparse_attention",
+    "window_attention",
+]
+# come with the rooms that define them
+LATER = {"NativeSparseAttention", "SparseCache"}
+
+_CONFIG = {"config", "documents"}
+_API = {"api", "autograd", "validate", "backends", "ops", *_CONFIG}
+_NN = {"nn", "baselines", "reference", *_API}
+_MODELS = {"models", *_NN, ""}
+# room -> the rooms of ours that it may import; "" is the package itself
+ALLOWED = {
+    "config": set(),
+    "version": set(),
+    "documents": {"config"},
+    "reference": _CONFIG,
+    "chunked": _CONFIG,
+    "cpu": _CONFIG,
+    "kernels": _CONFIG,
+    "triton": _CONFIG,
+    "backends": {"chunked", "cpu", "kernels", "triton"},
+    "ops": {"backends", *_CONFIG},
+    "autograd": {"ops", *_CONFIG},
+    "validate": _CONFIG,
+    "api": {"autograd", "backends", "validate", "ops", "reference", *_CONFIG},
+    "nn": _NN | {""},
+    "baselines": _NN | {""},
+    "models": _MODELS,
+    "data": set(),
+    "report": set(),
+    "train": _MODELS | {"data", "version"},
+    "eval": _MODELS | {"data", "version", "train"},
+    "bench": _MODELS | {"data", "version", "testing", "report"},
+    "demo": _MODELS | {"data", "version", "train", "eval", "bench", "report"},
+}
+FREE = {"cli", "testing", "__main__", ""}
+EXTRAS = (
+    "transformers",
+    "matplotlib",
+    "triton",
+    "typer",
+    "rich",
+    "numpy",
+    "yaml",
+    "tokenizers",
+    "safetensors",
+)
+EXTRAS += ("accelerate",)
+
+
+def room_of(path):
+    first = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+    return "" if first == "__init__" else first
+
+
+def imported_rooms(path):
+    """Rooms of ours that a file imports, wherever in it; type-checking imports too."""
+    package = ["trisparse", *path.relative_to(SOURCE).parts[:-1]]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "trisparse" else [module]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "trisparse":
+                second = parts[1] if len(parts) > 1 else ""
+                is_room = (SOURCE / second).is_dir() or (SOURCE / f"{second}.py").is_file()
+                yield node.lineno, second if second and is_room else ""
+
+
+BOUND = [path for path in FILES if room_of(path) not in FREE]
+
+
+def test_public_names_are_pinned():
+    """Guards against a name that leaks out, or goes missing, unnoticed."""
+    assert sorted(set(trisparse.__all__) - LATER) == NAMES
+    for name in trisparse.__all__:
+        assert hasattr(trisparse, name)
+
+
+@pytest.mark.parametrize("path", BOUND, ids=lambda path: str(path.relative_to(SOURCE)))
+def test_imports_follow_the_arrows(path):
+    """Guards against rooms that come to need one another."""
+    room = room_of(path)
+    assert room in ALLOWED, f"{room}: a new room needs its arrows written down here"
+    for line, target in imported_rooms(path):
+        assert target == room or target in ALLOWED[room], f"{path}:{line}: {room} must not import {target!r}"
+
+
+def test_only_bench_imports_testing():
+    """Guards against test helpers that become part of the product."""
+    for path in FILES:
+        if room_of(path) in {"testing", "bench"}:
+            continue
+        assert "testing" not in {target for _, target in imported_rooms(path)}, path
+
+
+def test_arrow_reader_sees_every_form_of_import(tmp_path, monkeypatch):
+    """Guards against an arrow test that is blind to relative or late imports."""
+    monkeypatch.setattr(sys.modules[__name__], "SOURCE", tmp_path)
+    for room in ("nn", "api", "chunked"):
+        (tmp_path / room).mkdir()
+    path = tmp_path / "nn" / "thing.py"
+    path.write_text(
+        "import trisparse.api\nfrom trisparse import chunked, run\n"
+        "def late():\n    from ..api import x\n    from . import y\n    import trisparse\n",
+        encoding="utf-8",
+    )
+    found = [target for _, target in sorted(imported_rooms(path))]
+    assert found == ["api", "", "chunked", "api", "nn", ""]
+
+
+@pytest.mark.parametrize("word", ["pickle", "torch.load(", " eval(", "trust_remote_code=True", "yaml.load("])
+def test_source_never_runs_what_it_reads(word):
+    """Guards against code execution from a file: no pickle, no eval, no code from a model folder."""
+    for path in FILES:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            assert word not in line, f"{path}:{number}"
+
+
+def python(code, *options):
+    done = subprocess.run(
+        [sys.executable, *options, "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_needs_torch_alone_and_warns_of_nothing():
+    """Guards against an optional dependency that became necessary, and against noise on import."""
+    blocked = f"""
+import sys
+# torch looks for numpy and others by itself: let it, then take them away
+import torch
+for name in [name for name in sys.modules if name.split(".")[0] in {EXTRAS!r}]:
+    del sys.modules[name]
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {EXTRAS!r}:
+            raise ModuleNotFoundError("blocked: " + name, name=name)
+sys.meta_path.insert(0, Blocked())
+import warnings
+warnings.simplefilter("error")
+import trisparse
+q = torch.zeros(1, 4, 1, 8)
+print(trisparse.window_attention(q, q, q, trisparse.SparseConfig()).shape)
+"""
+    assert "torch.Size([1, 4, 1, 8])" in python(blocked)
+
+
+def test_import_is_quick():
+    """Guards against work at import time: less than half a second beyond torch's own, best of three."""
+    code = "import torch, time; t = time.perf_counter(); import trisparse; print(time.perf_counter() - t)"
+    assert min(float(python(code)) for _ in range(3)) < 0.5

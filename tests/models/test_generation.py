@@ -1,0 +1,176 @@
+"""`generate`: whatever it does with the cache, the text is the one without a cache."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, pipeline
+
+from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
+from trisparse.models import TrisparseForCausalLM
+
+from .tiny import ids_of, tiny_model
+
+KINDS: dict[str, dict[str, Any]] = {
+    "nsa": {},
+    "shared": {"shared_kv": True, "compressed_rope": "none"},
+    "mixed": {"attention": ["full", "nsa"]},
+    "gated_full": {"attention": "gated_full"},
+}
+
+
+def model_of(kind: str = "nsa") -> TrisparseForCausalLM:
+    """In fp64, where rounding cannot turn a choice of token; an untied head repeats itself less."""
+    return tiny_model(tie_word_embeddings=False, **KINDS[kind]).double()
+
+
+def generated(model: TrisparseForCausalLM, ids: Tensor, **settings: Any) -> Tensor:
+    """The new tokens alone."""
+    settings = {"max_new_tokens": 14, "do_sample": False} | settings
+    settings.setdefault("attention_mask", torch.ones_like(ids))
+    return model.generate(ids, **settings)[:, ids.shape[1] :]
+
+
+def greedy_without_cache(model: TrisparseForCausalLM, ids: Tensor, steps: int = 14) -> Tensor:
+    """Each step computes the whole text again."""
+    start = ids.shape[1]
+    with torch.no_grad():
+        for _ in range(steps):
+            scores = model(ids, use_cache=False).logits[:, -1]
+            ids = torch.cat([ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
+    return ids[:, start:]
+
+
+@pytest.mark.parametrize("prompt", [1, 3, 8, 21])
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_text_equals_recomputation_without_a_cache(kind: str, prompt: int) -> None:
+    """Guards decode through the cache of transformers: slots, masks, positions, state of each layer."""
+    model, ids = model_of(kind), ids_of(2, prompt)
+    expected = greedy_without_cache(model, ids)
+    assert len(set(expected.flatten().tolist())) > 3
+    assert torch.equal(generated(model, ids), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_left_padded_rows_are_continued_as_if_alone(kind: str) -> None:
+    """Guards a batch of prompts of different length."""
+    model, ids, skips = model_of(kind), ids_of(3, 13), [0, 4, 12]
+    mask = (torch.arange(13) >= torch.tensor(skips)[:, None]).long()
+    out = generated(model, ids * mask, attention_mask=mask)
+    for row, skip in enumerate(skips):
+        assert torch.equal(out[row : row + 1], greedy_without_cache(model, ids[row : row + 1, skip:]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_beams_equal_beams_without_a_cache(kind: str) -> None:
+    """Guards the reordering of rows: a beam must go on with its own past."""
+    model, ids = model_of(kind), ids_of(2, 9)
+    settings = {"num_beams": 4, "num_return_sequences": 3}
+    with_cache = generated(model, ids, **settings)
+    assert with_cache.shape == (6, 14)
+    assert torch.equal(with_cache, generated(model, ids, use_cache=False, **settings))
+    assert not torch.equal(with_cache[0::3], greedy_without_cache(model, ids))
+
+
+def test_sampling_is_reproduced_by_its_seed_and_equals_that_without_a_cache() -> None:
+    """Guards against randomness of our own, and against rows of one prompt that share a cache row."""
+    model, ids, texts = model_of(), ids_of(2, 9), []
+    for seed, use_cache in ((1, True), (1, True), (2, True), (1, False)):
+        torch.manual_seed(seed)
+        texts.append(generated(model, ids, do_sample=True, num_return_sequences=3, use_cache=use_cache))
+    first, again, other, without_cache = texts
+    assert first.shape == (6, 14)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(first, without_cache)
+    assert len({tuple(row) for row in first.tolist()}) == 6
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 7])
+def test_prefill_in_chunks_gives_the_same_text(chunk: int) -> None:
+    """Guards prompts too long for one pass, left-padded ones included."""
+    model, ids = model_of(), ids_of(2, 18)
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    expected = generated(model, ids, attention_mask=mask)
+    assert torch.equal(generated(model, ids, attention_mask=mask, prefill_chunk_size=chunk), expected)
+
+
+def test_generation_goes_on_with_a_cache_it_is_given() -> None:
+    """Guards chats: the second call must use what the first one left, not compute or attend it twice."""
+    model, ids = model_of(), ids_of(1, 9)
+    cache = DynamicCache(config=model.config)
+    first = generated(model, ids, past_key_values=cache, max_new_tokens=5)
+    # the last token was chosen but never read
+    assert cache.get_seq_length() == 9 + 4
+    whole = torch.cat([ids, first, ids_of(1, 3, seed=4)], dim=1)
+    assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
+
+
+def test_cropped_cache_goes_on_as_if_the_tokens_never_came() -> None:
+    """Guards speculative decoding through the cache of transformers."""
+    model, ids = model_of("mixed"), ids_of(2, 20)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.cat([ids[:, :11], ids_of(2, 6, seed=3)], dim=1), past_key_values=cache)
+        cache.crop(-6)
+        assert cache.get_seq_length() == 11
+        out = model(ids[:, 11:], past_key_values=cache).logits
+        expected = model(ids, use_cache=False).logits[:, 11:]
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_rows_of_the_cache_can_be_repeated_and_chosen() -> None:
+    """Guards the ways in which transformers rearranges a batch."""
+    model, ids = model_of(), ids_of(2, 9)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([3, 0, 1]))
+        out = model(ids_of(3, 4, seed=8), past_key_values=cache).logits
+        whole = torch.cat([ids[[1, 0, 0]], ids_of(3, 4, seed=8)], dim=1)
+        expected = model(whole, use_cache=False).logits[:, 9:]
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize(
+    "make", [lambda _: DynamicCache(), lambda _: (), lambda model: model_cache(model, 3)]
+)
+def test_cache_that_was_not_made_for_the_model_is_refused(make: Any) -> None:
+    """Guards against dense K/V caches, which our layers cannot fill."""
+    model = model_of()
+    with pytest.raises(
+        TypeError, match=r"^past_key_values: expected DynamicCache\(config=model\.config\) with 2"
+    ):
+        model(ids_of(1, 3), past_key_values=make(model))
+
+
+def model_cache(_: TrisparseForCausalLM, layers: int) -> DynamicCache:
+    """The cache of a deeper model."""
+    return DynamicCache(config=tiny_model(num_hidden_layers=layers).config)
+
+
+@pytest.mark.parametrize("positions", [[[8, 9]], [[0, 1]], [[10, 11]], [[9, 9]]])
+def test_positions_that_do_not_follow_the_cache_are_refused(positions: list[list[int]]) -> None:
+    """Guards against tokens whose place the caller and the cache see differently."""
+    model = model_of()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids_of(1, 9), past_key_values=cache)
+        with pytest.raises(ValueError, match=r"^position_ids: expected positions from 9 on after the cache"):
+            model(ids_of(1, 2), past_key_values=cache, position_ids=torch.tensor(positions))
+        assert cache.get_seq_length() == 9
+        model(ids_of(1, 2), past_key_values=cache, position_ids=torch.tensor([[9, 10]]))
+    assert cache.get_seq_length() == 11
+
+
+def test_text_pipeline_runs() -> None:
+    """Guards the whole way of a user: tokenizer, generation config, decoding."""
+    model = tiny_model(vocab_size=VOCAB_SIZE, eos_token_id=256, pad_token_id=257)
+    ask = pipeline("text-generation", model=model, tokenizer=byte_tokenizer(), device="cpu")
+    answer = ask("Once upon", max_new_tokens=4, do_sample=False)[0]["generated_text"]
+    assert answer.startswith("Once upon")
