@@ -1,4 +1,4 @@
-"""The command line: help is quick, mistakes are one line and exit code 2, results are readable by machines."""
+"""The command line: help is quick, mistakes are one line and exit code 2, machines can read the results."""
 
 import json
 import subprocess

@@ -22,8 +22,8 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Measure a trained model on held-out text."""
-    from trisparse.models.load import load_model
     from trisparse.data.corpus import folder_corpus, standard_library_corpus
+    from trisparse.models.load import load_model
     from trisparse.report.rows import write_rows
 
     if task not in ("position", "needle"):

@@ -11,9 +11,7 @@ from trisparse.cli.output import print_json, say
 def train(
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="A recipe.yaml, then any number of key=value, such as steps=500 model.nsa_window=256."
-        ),
+        typer.Argument(help="A recipe.yaml, then key=value words such as steps=500."),
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the newest complete checkpoint.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,

@@ -9,10 +9,11 @@ from trisparse.report.page import Section, write_report
 from trisparse.report.rows import Rows, read_rows
 
 LEAD = (
-    "Two small language models were trained on this machine on the source code of Python's standard library. They "
-    "read the same text in the same order and differ in one thing: in one, attention reads everything before a token; "
-    "in the other it is Native Sparse Attention (NSA), which reads a summary of each stretch of the past, a few "
-    "selected blocks of it, and the last tokens. Everything below was measured here, on these models, in this run."
+    "Two small language models were trained on this machine on the source code of Python's standard library. "
+    "They read the same text in the same order and differ in one thing: in one, attention reads everything "
+    "before a token; in the other it is Native Sparse Attention (NSA), which reads a summary of each stretch "
+    "of the past, a few selected blocks of it, and the last tokens. Everything below was measured here, in "
+    "this run."
 )
 
 # figure file, CSV file, title

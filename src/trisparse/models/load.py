@@ -1,4 +1,4 @@
-"""Loads a trained model with its tokenizer from a folder, and says which file is at fault where that fails."""
+"""Loads a trained model with its tokenizer from a folder, and names the file at fault where that fails."""
 
 import json
 from pathlib import Path
