@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from trisparse.report import atomic
+from trisparse import files
 from trisparse.report.gates import draw
 from trisparse.report.save import figure_bytes, save_figure
 
@@ -35,8 +35,8 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def fail(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(atomic.os, step, fail)
+    monkeypatch.setattr(files.os, step, fail)
     with pytest.raises(OSError, match="disk full"):
-        atomic.write_whole(path, b"new")
+        files.write_whole(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from trisparse.report.atomic import write_whole
+from trisparse.files import write_whole
 from trisparse.report.measurement import COLUMNS
 from trisparse.version import __version__
 

@@ -12,7 +12,7 @@ def demo(
     output: Annotated[Path, typer.Option(help="Folder for models, tables and the report.")] = Path(
         "runs/demo"
     ),
-    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 100,
+    steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = 360,
     quick: Annotated[
         bool, typer.Option(help="Seconds instead of minutes: checks that all parts work.")
     ] = False,

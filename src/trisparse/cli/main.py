@@ -9,6 +9,7 @@ import sys
 import typer
 
 from trisparse.cli import bench, demo, env, evaluate, generate, plot, train
+from trisparse.train.interrupt import TrainingInterrupted
 
 app = typer.Typer(
     help="Native Sparse Attention: train, run and measure long-context language models.",
@@ -44,9 +45,6 @@ def run() -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         sys.exit(1)
-    except Exception as error:
-        # raised by the train room, which must not be imported for --help
-        if type(error).__name__ != "TrainingInterrupted":
-            raise
+    except TrainingInterrupted as error:
         sys.stderr.write(f"{_one_line(error)}\n")
         sys.exit(1)

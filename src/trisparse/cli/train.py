@@ -18,7 +18,7 @@ def train(
 ) -> None:
     """Train a language model by a recipe. `output=FOLDER` is the one key without a default.
 
-    Examples: `trisparse train output=runs/a attention=nsa data=~/texts`, `trisparse train recipe.yaml steps=500`,
+    Examples: `trisparse train output=runs/a data=texts`, `trisparse train recipe.yaml steps=500`,
     `trisparse train runs/a/recipe.yaml --resume`.
     """
     from trisparse.train.progress import show_progress

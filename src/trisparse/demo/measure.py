@@ -16,7 +16,7 @@ from trisparse.eval.position import bits_by_position
 from trisparse.eval.probe import gate_rows, selection_rows
 from trisparse.eval.unigram import unigram_bits
 from trisparse.models.load import load_model
-from trisparse.report.atomic import write_whole
+from trisparse.files import write_whole
 from trisparse.report.rows import Rows
 from trisparse.train.log import loss_rows
 

@@ -24,8 +24,8 @@ class DemoPlan:
 
     output: Path
     preset: str = "tiny"
-    steps: int = 100
-    batch_size: int = 8
+    steps: int = 360
+    batch_size: int = 2
     context_length: int = 1024
     bench_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
     bench_backward_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
@@ -44,7 +44,7 @@ class DemoPlan:
             batch_size=self.batch_size,
             steps=self.steps,
             learning_rate=2e-3,
-            warmup_steps=min(10, self.steps),
+            warmup_steps=min(20, self.steps),
             evaluate_every=max(1, self.steps // 6),
             evaluate_windows=16,
             save_every=max(1, self.steps // 6),

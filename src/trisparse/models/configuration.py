@@ -83,6 +83,15 @@ class TrisparseConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self._check()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As `config.json` holds it: without the layer types, which follow from the number of layers.
+
+        Whoever reads the file as a configuration of no model in particular would refuse ours.
+        """
+        fields = super().to_dict()
+        fields.pop("layer_types", None)
+        return fields
+
     def validate_layer_type(self) -> None:
         """Replaces the inherited check, which knows only the layer types of transformers itself."""
 

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trisparse.report.atomic import write_whole
+from trisparse.files import write_whole
 from trisparse.report.rows import Rows, distinct
 from trisparse.report.save import figure_bytes
 

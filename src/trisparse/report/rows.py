@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from trisparse.report.atomic import write_whole
+from trisparse.files import write_whole
 
 Rows = list[dict[str, str]]
 

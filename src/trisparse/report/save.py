@@ -4,7 +4,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trisparse.report.atomic import write_whole
+from trisparse.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

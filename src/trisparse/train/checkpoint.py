@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from trisparse.train.files import sha256_of, sync_file, write_whole
+from trisparse.files import sha256_of, sync_file, write_whole
 from trisparse.train.recipe import Recipe, different_fields, load_recipe, save_recipe
 from trisparse.train.text import recipe_corpus
 

@@ -116,11 +116,6 @@ class RecipeTrainer(Trainer):
         # the order is in the dataset, where it is a function of the seed alone
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        # the Trainer reads config.json as that of no model in particular, which refuses our layer types
-        saved = type(self._model).from_pretrained(resume_from_checkpoint, dtype=torch.float32)
-        (model or self._model).load_state_dict(saved.state_dict())
-
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """The matrices; norms, biases and other vectors do not decay."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim >= 2]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from trisparse.train.files import write_whole
+from trisparse.files import write_whole
 
 LOG = "log.jsonl"
 # seconds differ from run to run, so they stay out of the log, which does not

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_type_hints
 
 import yaml
 
-from trisparse.train.files import write_whole
+from trisparse.files import write_whole
 from trisparse.train.typed import parsed, typed
 
 # what may differ between a run and its continuation: none of these changes a number; the text of `data` is
