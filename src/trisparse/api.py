@@ -195,6 +195,14 @@ def window_attention(
     return _call("window_attention", backend, tensors, config, scale, cu_seqlens, query_start)
 
 
+def gated_sum(gates: Tensor, branches: tuple[Tensor, ...]) -> Tensor:
+    """Eq. 5 alone, for branches [B, T, H, E] that were computed apart; gates [B, T, H, len(branches)].
+
+    Summed in at least fp32, returned in the branches' dtype.
+    """
+    return autograd.gated_sum(gates, branches)
+
+
 def _check_compressed(
     query: Tensor,
     key_cmp: Tensor,

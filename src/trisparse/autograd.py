@@ -71,7 +71,7 @@ class _Compressed(torch.autograd.Function):
             out, lse = torch.ops.trisparse.compressed_forward(query, key, value, *place)
             ctx.mark_non_differentiable(lse)
         ctx.save_for_backward(query, key, value, out, lse, place.cu_seqlens)
-        ctx.place = place
+        ctx.place = place._replace(cu_seqlens=None)
         return out, lse, ids
 
     @staticmethod
@@ -87,7 +87,7 @@ class _Selected(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, ids: Tensor, place: Place) -> Tensor:
         out, lse = torch.ops.trisparse.selected_forward(query, key, value, ids, *place)
         ctx.save_for_backward(query, key, value, ids, out, lse, place.cu_seqlens)
-        ctx.place = place
+        ctx.place = place._replace(cu_seqlens=None)
         return out
 
     @staticmethod
@@ -103,7 +103,7 @@ class _Window(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, place: Place) -> Tensor:
         out, lse = torch.ops.trisparse.window_forward(query, key, value, *place)
         ctx.save_for_backward(query, key, value, out, lse, place.cu_seqlens)
-        ctx.place = place
+        ctx.place = place._replace(cu_seqlens=None)
         return out
 
     @staticmethod
@@ -207,6 +207,11 @@ def window_attention(
     return _Window.apply(query, key, value, place)
 
 
+def gated_sum(gates: Tensor, branches: tuple[Tensor, ...]) -> Tensor:
+    """Eq. 5 for branches [B, T, H, E] and gates [B, T, H, len(branches)]."""
+    return _GatedSum.apply(gates, *branches)
+
+
 def sparse_attention(
     query: Tensor,
     compressed: tuple[Tensor, Tensor],
@@ -224,4 +229,4 @@ def sparse_attention(
     out_cmp, _, ids = _Compressed.apply(query, *compressed, place, True)
     out_slc = _Selected.apply(query, *selected, ids, place)
     out_win = _Window.apply(query, *window, place)
-    return _GatedSum.apply(gates, out_cmp, out_slc, out_win)
+    return gated_sum(gates, (out_cmp, out_slc, out_win))

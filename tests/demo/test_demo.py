@@ -1,5 +1,6 @@
 """The demo, in small: every stage runs, and a second call goes on where the first one was stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,8 @@ def test_an_interrupted_demo_goes_on_and_ends_with_a_report(
     assert not any("measuring" in line for line in said)
     for word in ("Learning", "Needle", "Speed-up", "gates", "Which blocks", "A sample"):
         assert word in page
+    with pytest.raises(ValueError, match="^output: .* other sizes"):
+        run_demo(replace(small(tmp_path), steps=3), said.append)
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

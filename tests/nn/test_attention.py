@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trisparse import api
+from trisparse.api import gated_sum
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import DenseCache, SparseCache
-from trisparse.nn.gates import gated_sum
 from trisparse.nn.probe import recording
 from trisparse.nn.rope import Rope
 from trisparse.reference.compress import compress_blocks

@@ -2,7 +2,8 @@
 
 import torch
 
-from trisparse.nn.gates import Gates, gated_sum
+from trisparse.api import gated_sum
+from trisparse.nn.gates import Gates
 
 
 def test_gates_are_the_sigmoid_of_a_linear_map_by_token_head_and_branch() -> None:

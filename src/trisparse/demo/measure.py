@@ -15,8 +15,8 @@ from trisparse.eval.needle import needle_rows
 from trisparse.eval.position import bits_by_position
 from trisparse.eval.probe import gate_rows, selection_rows
 from trisparse.eval.unigram import unigram_bits
-from trisparse.models.load import load_model
 from trisparse.files import write_whole
+from trisparse.models.load import load_model
 from trisparse.report.rows import Rows
 from trisparse.train.log import loss_rows
 

@@ -34,6 +34,21 @@ class DemoPlan:
     needle_samples: int = 8
     position_windows: int = 32
 
+    @classmethod
+    def quick(cls, output: Path) -> "DemoPlan":
+        """Sizes that show whether all parts work, and nothing else."""
+        return cls(
+            output=output,
+            steps=4,
+            context_length=256,
+            bench_lengths=(256, 512),
+            bench_backward_lengths=(256,),
+            needle_lengths=(128, 256),
+            needle_depths=(0.0, 100.0),
+            needle_samples=2,
+            position_windows=4,
+        )
+
     def recipe(self, attention: str) -> Recipe:
         """The training run of one attention; the two differ in nothing else."""
         return Recipe(

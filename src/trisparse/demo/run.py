@@ -1,5 +1,6 @@
 """The demo's stages in order. Each leaves a file, and a second call goes on where the first one stopped."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 from trisparse.demo import measure
 from trisparse.demo.page import write_page
 from trisparse.demo.plan import ATTENTIONS, DemoPlan
+from trisparse.files import write_whole
 from trisparse.report.rows import Rows, write_rows
 from trisparse.train.checkpoint import latest_checkpoint
 from trisparse.train.progress import show_progress
@@ -42,15 +44,28 @@ def _discard_unresumable(folder: Path) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
+def _claim(plan: DemoPlan) -> None:
+    """Make the folder this plan's: results of another one must not be taken for its own."""
+    plan.output.mkdir(parents=True, exist_ok=True)
+    sizes = json.dumps({name: str(value) for name, value in vars(plan).items() if name != "output"}, indent=1)
+    path = plan.output / "plan.json"
+    if path.is_file() and path.read_text(encoding="utf-8") != sizes:
+        raise ValueError(
+            f"output: {plan.output} holds a demo of other sizes; give another folder or remove it"
+        )
+    write_whole(path, sizes.encode("utf-8"))
+
+
 def run_demo(plan: DemoPlan, say: Say) -> Path:
     """Train, measure and write the report; returns its path.
 
     Raises:
+        ValueError: the folder holds a demo of other sizes.
         TrainingInterrupted: Ctrl-C during training; the next call resumes.
         KeyboardInterrupt: Ctrl-C elsewhere; the next call repeats that stage only.
     """
     began = time.monotonic()
-    plan.output.mkdir(parents=True, exist_ok=True)
+    _claim(plan)
 
     def stage(text: str) -> None:
         say(f"[{time.monotonic() - began:4.0f} s] {text}")

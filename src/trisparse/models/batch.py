@@ -41,7 +41,8 @@ def read_padding(attention_mask: Tensor | None, num_tokens: int, has_cache: bool
     rises = (~mask[:, :-1] & mask[:, 1:]).any(dim=1)
     if bool((falls & (rises | has_cache)).any()):
         wanted = "left padding" if has_cache else "left or right padding"
-        raise ValueError(f"attention_mask: expected {wanted}, got a mask that falls from 1 to 0")
+        way_out = "; pass use_cache=False for right padding" if has_cache else ""
+        raise ValueError(f"attention_mask: expected {wanted}, got a mask that falls from 1 to 0{way_out}")
     counts = torch.where(falls, 0, (~mask).sum(dim=1)).tolist()
     return counts if any(counts) else None
 
@@ -85,3 +86,16 @@ def check_positions(position_ids: Tensor | None, padding: list[int] | None, leng
                 f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}; "
                 "packed documents take no cache (use_cache=False)"
             )
+
+
+def check_padded_positions(position_ids: Tensor | None, padding: list[int]) -> None:
+    """Positions given beside left padding must count from each row's first token on.
+
+    Raises:
+        ValueError: they do not; a padded row holds one document.
+    """
+    if position_ids is None:
+        return
+    padded = [row for row, skip in enumerate(padding) if skip]
+    positions = position_ids.expand(len(padding), -1)[padded]
+    check_positions(positions, [padding[row] for row in padded], [0] * len(padded))

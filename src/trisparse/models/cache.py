@@ -78,3 +78,17 @@ def cache_layers(past_key_values: Any, num_layers: int) -> list[TrisparseCacheLa
             f"got {type(past_key_values).__name__}"
         )
     return list(layers or ())
+
+
+def cached_lengths(layers: list[TrisparseCacheLayer]) -> list[int]:
+    """Tokens of each row, which all layers must agree on; empty for a cache without rows.
+
+    Raises:
+        ValueError: the layers hold different lengths, as after a crop that some of them refused.
+    """
+    lengths = [[] if layer.state is None else layer.state.lengths for layer in layers]
+    if any(other != lengths[0] for other in lengths):
+        raise ValueError(
+            "past_key_values: expected layers of equal lengths; a crop failed halfway: start a new cache"
+        )
+    return lengths[0]

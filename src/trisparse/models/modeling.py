@@ -9,8 +9,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from trisparse.baselines.full_attention import FullAttention
-from trisparse.models.batch import Batch, check_positions, read_documents, read_padding
-from trisparse.models.cache import TrisparseCacheLayer, cache_layers
+from trisparse.models.batch import (
+    Batch,
+    check_padded_positions,
+    check_positions,
+    read_documents,
+    read_padding,
+)
+from trisparse.models.cache import TrisparseCacheLayer, cache_layers, cached_lengths
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import BatchCache
@@ -124,6 +130,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
                 right-padded where there is no cache.
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`; extended in place.
+            use_cache: make a cache where none is given. A forward with a cache is inference: its results
+                have no gradient, because none could reach the keys and values through the cache.
 
         Raises:
             ValueError, TypeError: masks, positions or a cache that do not fit; the message names which.
@@ -137,19 +145,21 @@ class TrisparseModel(TrisparsePreTrainedModel):
         layers = None
         if past_key_values is not None:
             layers = cache_layers(past_key_values, len(self.layers))
-        shape = hidden.shape
         batch = self._read_batch(attention_mask, position_ids, hidden, layers)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and layers is None):
+            output = self._run(hidden, batch, layers)
+        return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=past_key_values)
+
+    def _run(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer] | None) -> Tensor:
+        """Hidden states [B, T, hidden_size] through all blocks."""
+        shape = hidden.shape
         if batch.cu_seqlens is not None:
             hidden = hidden.flatten(0, 1)[None]
         for index, block in enumerate(self.layers):
             hidden = block(hidden, batch, self._state(layers, index))
-        if layers is not None:
-            for layer in layers:
-                layer.slots += shape[1]
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden).view(shape),
-            past_key_values=past_key_values if use_cache else None,
-        )
+        for layer in layers or ():
+            layer.slots += shape[1]
+        return self.norm(hidden).view(shape)
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
@@ -174,11 +184,10 @@ class TrisparseModel(TrisparsePreTrainedModel):
         rows, num_tokens = hidden.shape[:2]
         padding = read_padding(attention_mask, num_tokens, layers is not None)
         if layers is not None:
-            state = layers[0].state
-            lengths = state.lengths if state is not None and state.rows else [0] * rows
-            check_positions(position_ids, padding, lengths)
+            check_positions(position_ids, padding, cached_lengths(layers) or [0] * rows)
             return Batch(padding=padding)
         if padding is not None:
+            check_padded_positions(position_ids, padding)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
@@ -221,7 +230,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         `logits_to_keep` n > 0 computes logits for the last n tokens only.
         """
         if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and labels is None
+            use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
         outputs = self.model(
             input_ids,
             attention_mask=attention_mask,
@@ -231,7 +240,9 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
             use_cache=use_cache,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        cached = outputs.past_key_values is not None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not cached):
+            logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
             size = self.config.vocab_size

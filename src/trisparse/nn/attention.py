@@ -10,7 +10,7 @@ from trisparse import api, validate
 from trisparse.config import SparseConfig
 from trisparse.nn.cache import RowCache, SparseCache, SparseRow
 from trisparse.nn.compressor import Compressor, CompressorKind
-from trisparse.nn.gates import Gates, gated_sum
+from trisparse.nn.gates import Gates
 from trisparse.nn.probe import Observation, current_record
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, each_row
@@ -223,7 +223,7 @@ class NativeSparseAttention(nn.Module):
         out_cmp, _ = api.compressed_attention(query_cmp, *compressed, config, **place(query_start))
         out_slc = api.selected_attention(query, *selected, ids, config, **place(query_start))
         out_win = api.window_attention(query, *window, config, **place(query_start - window_start))
-        return gated_sum(gates, (out_cmp, out_slc, out_win))
+        return api.gated_sum(gates, (out_cmp, out_slc, out_win))
 
     def _attend_row(self, tensors: list[Tensor], row: RowCache | None) -> Tensor:
         """One sequence [1, n, ...], after what its cache holds: [1, n, H, E]."""

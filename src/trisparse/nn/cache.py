@@ -185,7 +185,8 @@ class SparseCache(BatchCache):
         config: the layer's block sizes.
         shared: whether the layer uses one K/V set for all branches (the window then needs no own copy).
         capacity: most tokens a row may hold; None for no limit.
-        max_rollback: tokens that `crop` can always take back, for speculative decoding.
+        max_rollback: `crop` reaches back to this many tokens before the longest length so far, for
+            speculative decoding.
     """
 
     def __init__(
@@ -197,6 +198,8 @@ class SparseCache(BatchCache):
         max_rollback: int = 64,
     ) -> None:
         super().__init__(capacity)
+        if max_rollback < 0:
+            raise ValueError(f"max_rollback: expected at least 0, got {max_rollback}")
         self.config, self.shared, self.max_rollback = config, shared, max_rollback
 
     def new_row(self) -> SparseRow:

@@ -86,11 +86,12 @@ class Compressor(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, T, G, D] -> [B, C, G, D]; C = 0 for fewer than l tokens."""
         if self.kind == "linear":
-            return project_blocks(tokens, self.weight, self.config)
-        mean = mean_blocks(tokens, self.config)
+            return project_blocks(tokens, self.weight, self.config).to(tokens.dtype)
+        # under autocast a sum may come back wider than what went in, and keys must match their queries
+        mean = mean_blocks(tokens, self.config).to(tokens.dtype)
         if self.kind == "mean":
             return mean
         # (tokens + position) @ up, the position's part once instead of for every block
         bias = self.position.flatten() @ self.up + self.up_bias
         inner = project_blocks(tokens, self.up, self.config) + bias
-        return mean + self.down(nn.functional.gelu(inner))
+        return mean + self.down(nn.functional.gelu(inner)).to(mean.dtype)

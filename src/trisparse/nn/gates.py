@@ -27,10 +27,3 @@ class Gates(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, T, hidden_size] -> [B, T, H, num_branches]"""
         return torch.sigmoid(self.proj(hidden)).unflatten(-1, (-1, self.num_branches))
-
-
-def gated_sum(gates: Tensor, branches: tuple[Tensor, ...]) -> Tensor:
-    """Eq. 5 for branches [B, T, H, E] and gates [B, T, H, len(branches)], summed in at least fp32."""
-    dtype = torch.promote_types(branches[0].dtype, torch.float32)
-    terms = [branch.to(dtype) * gates[..., i, None].to(dtype) for i, branch in enumerate(branches)]
-    return torch.stack(terms).sum(dim=0).to(branches[0].dtype)

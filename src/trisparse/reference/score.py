@@ -28,4 +28,8 @@ def block_importance(probabilities: Tensor, num_blocks: int, config: SparseConfi
 
 def group_importance(scores: Tensor, groups: int) -> Tensor:
     """Eq. 10: the sum over the M query heads of each group. [B, Tq, H, J] -> [B, Tq, G, J]."""
-    return scores.unflatten(2, (groups, scores.shape[2] // groups)).sum(dim=3)
+    first, *others = scores.unflatten(2, (groups, scores.shape[2] // groups)).unbind(dim=3)
+    for head in others:
+        # head by head: a reduction may order its terms by column, and equal sums would stop being ties
+        first = first + head
+    return first
