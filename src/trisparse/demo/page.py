@@ -37,12 +37,15 @@ def verdict(rows: Rows) -> str:
     """One honest sentence on the comparison of the two models."""
     final = final_losses(rows)
     percent = 100 * (final["nsa"] / final["full"] - 1)
-    where = "below" if percent < 0 else "above"
-    within = "within" if abs(percent) <= 2 or percent < 0 else "not within"
+    if percent <= 0:
+        distance = f"NSA lies {-percent:.1f} % below"
+    else:
+        reached = "within" if percent <= 2 else "not within"
+        distance = f"NSA lies {percent:.1f} % above, {reached} the 2 % aimed at"
     return (
         f"After equal tokens the held-out loss is {final['nsa']:.3f} bits per byte with NSA and "
-        f"{final['full']:.3f} with full attention: NSA lies {abs(percent):.1f} % {where}, {within} the 2 % "
-        "aimed at. A model that only knows how frequent each byte is needs "
+        f"{final['full']:.3f} with full attention: {distance}. "
+        "A model that only knows how frequent each byte is needs "
         f"{float(rows[0]['unigram_bits_per_byte']):.3f}."
     )
 
