@@ -52,7 +52,9 @@ def test_packed_documents_equal_each_alone(name, backend, dtype):
         for index, (got, wanted, cut) in enumerate(zip(grads, single_grads, cuts, strict=True)):
             # the reference adds the branches' shares of a gradient in an order of autograd's choosing
             if backend == "reference":
-                torch.testing.assert_close(got[:, cut], wanted, rtol=2e-2, atol=2e-2)
+                # and each partial sum is rounded to the inputs' dtype
+                tolerance = 2e-2 if dtype == torch.bfloat16 else 1e-5
+                torch.testing.assert_close(got[:, cut], wanted, rtol=tolerance, atol=tolerance)
             else:
                 assert torch.equal(got[:, cut], wanted), index
             seen[index][cut] = True

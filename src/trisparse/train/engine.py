@@ -203,7 +203,7 @@ class RecipeTrainer(Trainer):
 
 
 class _Clock:
-    """Seconds per step, this one and the mean since the session began."""
+    """Seconds per step, this one and the mean since the run was started or resumed."""
 
     def __init__(self) -> None:
         self.first_step = 0

@@ -14,9 +14,9 @@ class Progress:
     Attributes:
         step: the step just finished, counted from 1.
         steps: the steps of the whole run.
-        first_step: the step that this session began after; 0 unless resumed.
+        first_step: the step after which the run was started or resumed; 0 unless resumed.
         bits_per_byte: the training loss of the step.
-        tokens_per_second: the mean since this session began, evaluations and checkpoints included.
+        tokens_per_second: the mean since the start or resumption, evaluations and checkpoints included.
         seconds_left: at that speed.
     """
 
