@@ -13,7 +13,7 @@ from trisparse.reference import sparse_attention as reference
 
 def _call(name: str, backend: str, tensors: tuple[Any, ...], *place: Any) -> Any:
     """Call function `name` of the reference, or of the operators with the chosen backend."""
-    chosen = backends.choose(backend)
+    chosen = backends.choose(backend, tensors[0].device.type, tensors[0].dtype)
     if chosen != "reference":
         function: Callable[..., Any] = getattr(autograd, name)
         return function(*tensors, *place, chosen)

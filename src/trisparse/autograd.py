@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trisparse import ops  # noqa: F401  (registers torch.ops.trisparse)
+from trisparse import (
+    backends,
+    ops,  # noqa: F401  (registers torch.ops.trisparse)
+)
 from trisparse.config import SparseConfig
 
 
@@ -112,6 +115,24 @@ class _Window(torch.autograd.Function):
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
         grads = _backward("window", grad_out, saved, place)
         return (*grads, None)
+
+
+class _Sparse(torch.autograd.Function):
+    """The whole op in one operator; saves inputs, branch outputs, one log-sum-exp per branch, and the ids."""
+
+    @staticmethod
+    def forward(ctx: Any, place: Place, save: bool, *inputs: Tensor) -> Tensor:
+        out, *kept = torch.ops.trisparse.sparse_forward(*inputs, save, *place)
+        if save:
+            ctx.save_for_backward(*inputs, *kept, place.cu_seqlens)
+            ctx.place = place._replace(cu_seqlens=None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        *saved, cu_seqlens = ctx.saved_tensors
+        place = ctx.place._replace(cu_seqlens=cu_seqlens)
+        return (None, None, *_backward("sparse", grad_out, saved, place))
 
 
 class _GatedSum(torch.autograd.Function):
@@ -226,6 +247,10 @@ def sparse_attention(
 ) -> Tensor:
     """-> out [B, Tq, H, E]; the ids are those of `select_blocks`, from the compressed branch's own scores."""
     place = _place(config, scale, cu_seqlens, query_start, backend)
+    if backend in backends.FUSED:
+        inputs = (query, *compressed, *selected, *window, gates)
+        save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        return _Sparse.apply(place, save, *inputs)
     out_cmp, _, ids = _Compressed.apply(query, *compressed, place, True)
     out_slc = _Selected.apply(query, *selected, ids, place)
     out_win = _Window.apply(query, *window, place)

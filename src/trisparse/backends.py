@@ -10,49 +10,84 @@ import torch
 _LOG = logging.getLogger("trisparse")
 
 # name -> the room that implements it; "reference" is called directly, because autograd differentiates it
-_ROOMS = {"torch": "trisparse.chunked"}
-_MISSING = {
-    "cpu": "the native CPU kernels are not part of this version",
-    "triton": "the Triton kernels are not part of this version",
-}
+_ROOMS = {"torch": "trisparse.chunked", "cpu": "trisparse.cpu.attention"}
 NAMES = ("reference", "torch", "cpu", "triton")
+# kernels, best first, and what they take (spec 9); the other two take anything on any device
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+_KERNELS = {"triton": ("cuda", _NARROW), "cpu": ("cpu", _NARROW)}
+# backends with one operator for the whole op, forward and backward
+FUSED = ("cpu",)
 
 
 def available_backends() -> dict[str, str | None]:
-    """Backend name -> None if it can run here, else the reason why it cannot."""
-    return {name: _MISSING.get(name) for name in NAMES}
+    """Backend name -> None if it can run here, else the reason why it cannot.
+
+    Asking builds the CPU kernels if that has not been done yet, which takes seconds.
+    """
+    return {name: _why_not(name) for name in NAMES}
 
 
-def _best() -> str:
-    """What "auto" means here."""
-    return "torch"
+# a constant to torch.compile: it need not trace a compiler run
+@torch.compiler.assume_constant_result
+def _why_not(name: str) -> str | None:
+    """None if backend `name` can run here, else the reason."""
+    if name == "triton":
+        return "the Triton kernels are not part of this version"
+    if name == "cpu":
+        return importlib.import_module("trisparse.cpu.library").unavailable_reason()
+    return None
+
+
+@torch.compiler.assume_constant_result
+def _best(device: str, dtype: torch.dtype) -> str:
+    """What "auto" means for tensors of `dtype` on `device`, a device type."""
+    for name, (its_device, its_dtypes) in _KERNELS.items():
+        if device == its_device and dtype in its_dtypes:
+            reason = _why_not(name)
+            if reason is None:
+                return _said(name)
+            _warn(name, reason)
+    return _said("torch")
 
 
 @cache
-def _log_choice(name: str) -> None:
-    """Say once what "auto" means."""
+def _said(name: str) -> str:
+    """`name`, said once."""
     _LOG.info("backend 'auto' is %r", name)
+    return name
 
 
-def choose(backend: str) -> str:
-    """The backend to run: the one asked for, or for "auto" the best that can run.
+@cache
+def _warn(name: str, reason: str) -> None:
+    """Say once that the best backend is not to be had."""
+    _LOG.warning("backend 'auto' is 'torch', which is slower than %r: %s", name, reason)
+
+
+def choose(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> str:
+    """The backend to run for tensors of `dtype` on a device of type `device`: the one asked for, or the best.
 
     Raises:
         TypeError: `backend` is not a string.
         ValueError: `backend` is not a known name.
-        NotImplementedError: it is known but cannot run here; nothing else is tried in its place.
+        NotImplementedError: it is known but cannot run here, or not with such tensors; nothing else is tried
+            in its place.
     """
     if not isinstance(backend, str):
         raise TypeError(f"backend: expected a string, got {type(backend).__name__} {backend!r}")
     if backend == "auto":
-        if not torch.compiler.is_compiling():
-            _log_choice(_best())
-        return _best()
+        return _best(device, dtype)
     if backend not in NAMES:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(NAMES)}; got {backend!r}")
-    reason = available_backends()[backend]
+    reason = _why_not(backend)
     if reason is not None:
         raise NotImplementedError(f"backend: {backend!r} cannot run here: {reason}")
+    its_device, its_dtypes = _KERNELS.get(backend, (device, (dtype,)))
+    if device != its_device or dtype not in its_dtypes:
+        names = ", ".join(str(each).removeprefix("torch.") for each in its_dtypes)
+        raise NotImplementedError(
+            f"backend: {backend!r} takes {names} on {its_device!r}, got {str(dtype).removeprefix('torch.')} "
+            f"on {device!r}; 'torch' takes any"
+        )
     return backend
 
 

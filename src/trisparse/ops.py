@@ -1,6 +1,7 @@
 """The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
 
-One operator per stage and direction, the backend an argument. Nothing here imports Triton or starts a
+One operator per stage and direction, the backend an argument; two for the whole op, which only the backends in
+`backends.FUSED` have. Nothing here imports Triton or starts a
 compiler. Operators have no autograd formula of their own: `autograd.py` routes the gradients.
 """
 
@@ -16,6 +17,9 @@ from trisparse.config import SparseConfig
 _PLACE = "int[] sizes, float scale, Tensor? cu_seqlens, SymInt query_start, str backend"
 _INPUTS = "Tensor query, Tensor key, Tensor value"
 _SAVED = "Tensor out, Tensor lse"
+_ALL = "Tensor query, " + ", ".join(
+    f"Tensor {part}_{branch}" for branch in ("cmp", "slc", "win") for part in ("key", "value")
+)
 _SCHEMAS = {
     "compressed_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor)",
     "compressed_select_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
@@ -26,6 +30,9 @@ _SCHEMAS = {
     " -> (Tensor, Tensor, Tensor)",
     "window_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor)",
     "window_backward": f"(Tensor grad_out, {_INPUTS}, {_SAVED}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
+    "sparse_forward": f"({_ALL}, Tensor gates, bool save, {_PLACE}) -> (Tensor, Tensor, Tensor, Tensor)",
+    "sparse_backward": f"(Tensor grad_out, {_ALL}, Tensor gates, Tensor branches, Tensor lse, Tensor ids, "
+    f"{_PLACE}) -> ({', '.join(['Tensor'] * 8)})",
 }
 
 
@@ -69,6 +76,22 @@ def _fake_backward(
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
+def _fake_sparse_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    query, _, _, key_slc, value_slc, _, _, _, save, sizes, *_ = arguments
+    out, lse = _attention_shapes(query, value_slc)
+    kept = 3 if save else 0
+    return (
+        out,
+        out.new_empty((kept, *out.shape)),
+        lse.new_empty((kept, *lse.shape)),
+        _ids_shape(query, key_slc, sizes),
+    )
+
+
+def _fake_sparse_backward(_grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+    return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[:8])
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "compressed_forward": _fake_forward,
     "compressed_select_forward": _fake_select_forward,
@@ -78,6 +101,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "selected_backward": _fake_backward,
     "window_forward": _fake_forward,
     "window_backward": _fake_backward,
+    "sparse_forward": _fake_sparse_forward,
+    "sparse_backward": _fake_sparse_backward,
 }
 
 # the library object must live as long as the process: dropping it would unregister the operators

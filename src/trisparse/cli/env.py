@@ -51,4 +51,25 @@ def _facts() -> dict:
         "threads": here["threads"],
         "packages": {package: _version(package) for package in PACKAGES},
         "backends": backends,
+        "cpu_kernels": _cpu_kernels(),
     }
+
+
+def _cpu_kernels() -> dict[str, str]:
+    """Where the native kernels are, or why there are none; builds them if nobody has yet."""
+    from trisparse.cpu.compiler import find_compiler
+    from trisparse.cpu.errors import BuildError
+    from trisparse.cpu.library import library
+
+    try:
+        found = library()
+    except BuildError as error:
+        try:
+            compiler = str(find_compiler())
+        except BuildError as missing:
+            compiler = f"none: {missing}"
+        return {"library": f"none: {error}", "compiler": compiler}
+    sets = f"{', '.join(found.instruction_sets)} (in use: {found.instructions})"
+    left_out = {f"without {name}": reason for name, reason in found.build.left_out.items()}
+    path = str(found.build.path) if found.kept else "built for this process alone"
+    return {"library": path, "compiler": found.build.compiler, "instruction_sets": sets} | left_out

@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from trisparse.cli import bench, demo, env, evaluate, generate, plot, train
+from trisparse.cli import bench, build, demo, env, evaluate, generate, plot, train
 from trisparse.train.interrupt import TrainingInterrupted
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command("generate")(generate.generate)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 app.command("plot")(plot.plot)
+app.command("build")(build.build)
 app.command("env")(env.env)
 
 # what this package's checks raise for wrong input; anything else is a fault of ours and keeps its traceback

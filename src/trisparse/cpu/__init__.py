@@ -1,0 +1,1 @@
+"""Backend "cpu": native kernels in C++, built when they are first needed."""

@@ -1,0 +1,79 @@
+// The backward of a call: the query's gradient chunk by chunk, then keys' and values' tile by tile.
+#pragma once
+#include "backward_keys.h"
+#include "backward_query.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// Tiles that share one packing of the rows that see them: fewer where there is little to share out among the threads
+constexpr int64_t kMostKeyTiles = 4;
+
+template <class Engine, class Number>
+std::vector<KeyTask> key_tasks(const Call<Engine, Number>& call, const PackedCall<Engine>& packed,
+                               const std::vector<InvertedIds>& inverted, int64_t threads) {
+  const Problem& p = call.problem;
+  std::vector<KeyTask> tasks;
+  for (int branch = 0; branch < kBranches; ++branch) {
+    if (!call.has(branch)) continue;
+    const Tiling& tiling = branch == kCompressed ? packed.compressed.tiling
+                           : branch == kSelected ? packed.selected.tiling
+                                                 : packed.window().tiling;
+    int64_t all = 0;
+    for (const Sequence& s : call.sequences) all += tiling.tiles(branch == kCompressed ? s.blocks : s.tokens);
+    // the tiles of a block have its rows in common; other tiles are grouped while every thread has several groups
+    const int64_t step = branch == kSelected ? tiling.tiles_per_block()
+                                             : std::clamp<int64_t>(all / (8 * threads), 1, kMostKeyTiles);
+    for (size_t index = 0; index < call.sequences.size(); ++index) {
+      const Sequence& s = call.sequences[index];
+      const int64_t tiles = tiling.tiles(branch == kCompressed ? s.blocks : s.tokens);
+      for (int64_t tile = 0; tile < tiles; tile += step) {
+        int64_t rows = p.window;
+        if (branch == kCompressed) rows = s.rows - s.rows * tile / tiles;
+        if (branch == kSelected) {
+          const size_t block = size_t(tile / step);
+          rows = inverted[index].first[block + 1] - inverted[index].first[block];
+        }
+        const TileRange range{tile, std::min(tile + step, tiles)};
+        tasks.push_back({branch, int64_t(index), range, rows * (range.end - range.begin)});
+      }
+    }
+  }
+  std::stable_sort(tasks.begin(), tasks.end(), [](const KeyTask& a, const KeyTask& b) { return a.work > b.work; });
+  return tasks;
+}
+
+template <class Engine, class Number>
+Status backward(const Problem& p, const ThreadPool& pool) {
+  const Call<Engine, Number> call(p, pool);
+  const std::vector<int64_t> first_row = first_rows(call.sequences, call.shape.heads);
+  RowFacts facts[kBranches];
+  for (int branch = 0; branch < kBranches; ++branch) {
+    if (call.has(branch)) facts[branch] = RowFacts(first_row.back());
+  }
+  PackedCall<Engine> packed(p, call.order);
+  {
+    Status status = pack_compressed(call, kBackwardForms, packed);
+    if (status == kOk) status = pack_tokens(call, kBackwardForms, call.has(kSelected) && few_rows(p, call.sequences), packed);
+    if (status != kOk) return status;
+    const int64_t tasks = int64_t(call.chunks.size());
+    status = run_tasks(
+        pool, tasks, call.threads(tasks),
+        [&] { return QueryGradWorker<Engine, Number>(call, packed, facts, first_row); },
+        [&](QueryGradWorker<Engine, Number>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
+    if (status != kOk) return status;
+  }
+  std::vector<InvertedIds> inverted;
+  if (call.has(kSelected)) {
+    for (const Sequence& sequence : call.sequences) inverted.emplace_back(p, sequence);
+  }
+  uint32_t threads = 1;
+  pool.get_num_threads(&threads);
+  const std::vector<KeyTask> tasks = key_tasks(call, packed, inverted, threads);
+  const int64_t most_tiles = std::max(kMostKeyTiles, packed.selected.tiling.tiles_per_block());
+  return run_tasks(
+      pool, int64_t(tasks.size()), call.threads(int64_t(tasks.size())),
+      [&] { return KeyGradWorker<Engine, Number>(call, packed, facts, first_row, inverted, most_tiles); },
+      [&](KeyGradWorker<Engine, Number>& worker, int64_t task) { worker.run(tasks[size_t(task)]); });
+}
+
+}  // namespace trisparse::TRISPARSE_SET

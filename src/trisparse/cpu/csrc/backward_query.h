@@ -1,0 +1,230 @@
+// Gradient of the query, chunk by chunk: scores and their gradients are made anew, tile by tile, and the three branches
+// add up in one place.
+#pragma once
+#include "forward.h"
+#include "row_facts.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// One or two tiles of rows of a chunk, ready for products
+template <class Engine>
+struct GradRows {
+  using Element = typename Engine::Element;
+  int tiles;
+  TileRows rows[2];
+  const Element* query[2];  // left operands
+  const Element* grad[2];
+};
+
+// Facts of a chunk's rows for one branch, and which keys they see
+struct ChunkFacts {
+  const float *log_sum_exp, *delta, *gate;
+  const int32_t *low, *high;
+};
+
+// Gradients of scores, before the scale, of a tile's rows with 64 keys: p * (gate * dp - delta)
+template <class Engine, bool masked>
+inline void score_gradients(const float* scores, const float* products, const TileRows& rows, const Columns& columns,
+                            const Shape& shape, const ChunkFacts& facts, typename Engine::Element* to) {
+  constexpr bool precise = !Engine::kRounds;
+  const Exponent<Engine> exponent(shape);
+  for (int i = 0; i < rows.count; ++i) {
+    const int64_t row = rows.index[i];
+    Floats x[kTileVectors];
+    const int64_t low = masked ? facts.low[row] : 0, high = masked ? facts.high[row] : 0;
+    exponents<Engine, masked>(scores + i * kTileKeys, exponent, facts.log_sum_exp[row], columns, low, high, x);
+    const Floats gate = splat(facts.gate[row]), delta = splat(facts.delta[row]);
+    for (int v = 0; v < kTileVectors; ++v) {
+      const Floats product = load(products + i * kTileKeys + v * kLanes);
+      const Floats gradient = exp2<precise>(x[v]) * (gate * product - delta);
+      // a hidden key's value may be so large that its product is infinite: 0 * inf would be NaN
+      x[v] = masked ? select(x[v] == -kInfinity, Floats{}, gradient) : gradient;
+    }
+    Engine::store_elements(to + i * kTileKeys, x, kTileVectors);
+  }
+}
+
+template <class Engine, class Number>
+class QueryGradWorker {
+ public:
+  using Element = typename Engine::Element;
+
+  QueryGradWorker(const Call<Engine, Number>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
+                  const std::vector<int64_t>& first_row)
+      : call_(call),
+        packed_(packed),
+        facts_(facts),
+        first_row_(first_row),
+        gatherer_(call.shape.head_depth),
+        grad_gatherer_(call.shape.value_depth),
+        query_(call.most_rows() * call.shape.head_depth),
+        grad_(call.most_rows() * call.shape.value_depth),
+        sums_(call.most_rows() * call.shape.head_depth),
+        limits_(2 * call.most_rows()) {}
+
+  void run(const Chunk& chunk) {
+    const ChunkRows rows = call_.rows(chunk);
+    const Shape& shape = call_.shape;
+    const Problem& p = call_.problem;
+    stage_chunk<Engine, Number>(p.query, rows, shape.head_dim, shape.head_depth, query_.get());
+    stage_chunk<Engine, Number>(p.grad_out, rows, shape.value_dim, shape.value_depth, grad_.get());
+    std::fill(sums_.get(), sums_.get() + round_up(rows.count(), kPairRows) * shape.head_depth, 0.0f);
+    const int64_t first = first_row_[size_t(chunk.sequence)] + chunk.first_token * shape.heads;
+    for (int branch = 0; branch < kBranches; ++branch) {
+      if (!call_.has(branch)) continue;
+      collect_facts<Engine, Number>(p, rows, branch, first, facts_[branch]);
+      const RowFacts& all = facts_[branch];
+      const ChunkFacts facts{all.log_sum_exp.get() + first, all.delta.get() + first, all.gate.get() + first, low(),
+                             high()};
+      fill_limits(p, branch, rows, low(), high());
+      if (branch == kCompressed) compressed(rows, facts);
+      if (branch == kSelected) selected(rows, facts);
+      if (branch == kWindow) window(rows, facts);
+    }
+    write(rows);
+  }
+
+ private:
+  int32_t* low() const { return limits_.get(); }
+  int32_t* high() const { return limits_.get() + call_.most_rows(); }
+
+  GradRows<Engine> neighbours(int64_t first, int64_t end) const {
+    GradRows<Engine> found;
+    found.tiles = end - first > kTileRows ? 2 : 1;
+    for (int tile = 0; tile < found.tiles; ++tile) {
+      const int64_t begin = first + tile * kTileRows;
+      found.rows[tile] = TileRows::from(begin, end);
+      found.query[tile] = query_.get() + begin * call_.shape.head_depth;
+      found.grad[tile] = grad_.get() + begin * call_.shape.value_depth;
+    }
+    return found;
+  }
+
+  void compressed(const ChunkRows& rows, const ChunkFacts& facts) {
+    const int64_t base = packed_.compressed.first_tile[size_t(rows.chunk.sequence)];
+    const KeyOrder& order = call_.order;
+    // a group of keys meets all rows of the chunk while it is in the second-level cache
+    const int64_t tiles = packed_.compressed.tiling.tiles(high()[rows.count() - 1]);
+    for (int64_t group = 0; group < tiles; group += kGroupTiles) {
+      for (int64_t first = 0; first < rows.count(); first += kPairRows) {
+        const int64_t end = std::min(first + kPairRows, rows.count());
+        const int64_t last = std::min(group + kGroupTiles, packed_.compressed.tiling.tiles(high()[end - 1]));
+        const int64_t least = high()[first];
+        attend(packed_.compressed, base, {group, last}, neighbours(first, end), facts,
+               [&](int64_t t) { return Columns{order.key.data() + t * kTileKeys, 0}; },
+               [&](int64_t t) { return order.last[size_t(t)] >= least; });
+      }
+    }
+  }
+
+  void window(const ChunkRows& rows, const ChunkFacts& facts) {
+    const PackedBranch<Engine>& packed = packed_.window();
+    const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
+    for (int64_t first = 0; first < rows.count(); first += kPairRows) {
+      const int64_t end = std::min(first + kPairRows, rows.count());
+      const int64_t low_last = low()[end - 1], high_first = high()[first];
+      const int64_t tiles_end = (high()[end - 1] + kTileKeys - 1) / kTileKeys;
+      for (int64_t tile = low()[first] / kTileKeys; tile < tiles_end; tile += kGroupTiles) {
+        attend(packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, neighbours(first, end), facts,
+               [&](int64_t t) { return Columns{packed.tiling.identity(), t * kTileKeys}; },
+               [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
+      }
+    }
+  }
+
+  // A run of tiles for neighbouring rows
+  template <class ColumnsOf, class MaskedOf>
+  void attend(const PackedBranch<Engine>& packed, int64_t base, TileRange range, const GradRows<Engine>& rows,
+              const ChunkFacts& facts, ColumnsOf columns, MaskedOf masked) {
+    const int count = int(range.end - range.begin);
+    if (count <= 0) return;
+    for (int index = 0; index < count; ++index) {
+      const int64_t tile = range.begin + index;
+      gradients(packed, base + tile, rows, facts, columns(tile), masked(tile), index);
+    }
+    const Element* left[2] = {place(0, 0), place(1, 0)};
+    float* out[2];
+    for (int half = 0; half < rows.tiles; ++half) out[half] = sums_.get() + rows.rows[half].index[0] * call_.shape.head_depth;
+    add_product<Engine>(rows.tiles, left, packed.key_depth.tile(base + range.begin), count, call_.shape.head_depth, out);
+  }
+
+  void selected(const ChunkRows& rows, const ChunkFacts& facts) {
+    collect_pairs(call_.problem, rows, pairs_);
+    const PackedBranch<Engine>& packed = packed_.selected;
+    const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
+    const int64_t per_block = packed.tiling.tiles_per_block();
+    const Shape& shape = call_.shape;
+    for_each_tile_pair(pairs_, rows, call_.problem.select_block,
+                       [&](int64_t block, int tiles, const TileRows* tile_rows, bool masked) {
+                         GradRows<Engine> found;
+                         found.tiles = tiles;
+                         for (int half = 0; half < tiles; ++half) {
+                           found.rows[half] = tile_rows[half];
+                           found.query[half] = gatherer_.left(tile_rows[half], query_.get(), shape.head_depth, half);
+                           found.grad[half] = grad_gatherer_.left(tile_rows[half], grad_.get(), shape.value_depth, half);
+                         }
+                         for (int64_t part = 0; part < per_block; ++part) {
+                           const int64_t tile = block * per_block + part;
+                           const Span span = packed.tiling.span(tile, rows.sequence.tokens);
+                           if (span.count > 0) step(packed, base + tile, span, found, facts, masked);
+                         }
+                       });
+  }
+
+  void step(const PackedBranch<Engine>& packed, int64_t tile, const Span& span, const GradRows<Engine>& rows,
+            const ChunkFacts& facts, bool masked) {
+    const bool cut = span.count < kTileKeys;
+    const Columns columns{cut ? short_columns_.of(span.count) : span.key, span.first};
+    gradients(packed, tile, rows, facts, columns, masked || cut, 0);
+    const Element* left[2] = {place(0, 0), place(1, 0)};
+    const int64_t depth = call_.shape.head_depth;
+    float* out[2];
+    for (int half = 0; half < rows.tiles; ++half) out[half] = gatherer_.sums(rows.rows[half], sums_.get(), depth, half);
+    add_product<Engine>(rows.tiles, left, packed.key_depth.tile(tile), 1, int(depth), out);
+    for (int half = 0; half < rows.tiles; ++half) gatherer_.scatter(rows.rows[half], sums_.get(), depth, half);
+  }
+
+  // of one tile, put at place(half, index)
+  void gradients(const PackedBranch<Engine>& packed, int64_t tile, const GradRows<Engine>& rows, const ChunkFacts& facts,
+                 const Columns& columns, bool masked, int index) {
+    tile_scores<Engine>(rows.tiles, rows.query, call_.shape.head_depth, packed.key_columns.tile(tile), scores_.get());
+    tile_scores<Engine>(rows.tiles, rows.grad, call_.shape.value_depth, packed.value_columns.tile(tile), products_.get());
+    for (int half = 0; half < rows.tiles; ++half) {
+      const float* scores = scores_.get() + half * kTileRows * kTileKeys;
+      const float* products = products_.get() + half * kTileRows * kTileKeys;
+      if (masked) {
+        score_gradients<Engine, true>(scores, products, rows.rows[half], columns, call_.shape, facts, place(half, index));
+      } else {
+        score_gradients<Engine, false>(scores, products, rows.rows[half], columns, call_.shape, facts, place(half, index));
+      }
+    }
+  }
+
+  Element* place(int half, int index) const {
+    return gradients_.get() + (half * kGroupTiles + index) * kTileRows * kTileKeys;
+  }
+
+  void write(const ChunkRows& rows) {
+    for (int64_t row = 0; row < rows.count(); ++row) {
+      Number* to = rows.template in<Number>(call_.problem.grad_query, row);
+      const float* from = sums_.get() + row * call_.shape.head_depth;
+      for (int feature = 0; feature < call_.shape.head_dim; ++feature) from_float(from[feature] * float(call_.problem.scale), to[feature]);
+    }
+  }
+
+  typename Engine::Session session_;
+  const Call<Engine, Number>& call_;
+  const PackedCall<Engine>& packed_;
+  const RowFacts* facts_;
+  const std::vector<int64_t>& first_row_;
+  RowGatherer<Engine> gatherer_, grad_gatherer_;
+  Buffer<Element> query_, grad_;
+  Buffer<float> sums_;
+  Buffer<int32_t> limits_;
+  std::vector<Pair> pairs_;
+  ShortColumns short_columns_;
+  Buffer<float> scores_{kPairRows * kTileKeys}, products_{kPairRows * kTileKeys};
+  Buffer<Element> gradients_{kPairRows * kGroupTiles * kTileKeys};
+};
+
+}  // namespace trisparse::TRISPARSE_SET

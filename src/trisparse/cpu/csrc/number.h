@@ -1,0 +1,57 @@
+// The data types of tensors, read and written as float.
+#pragma once
+#include <cstdint>
+#include <cstring>
+
+namespace trisparse::TRISPARSE_SET {
+
+template <class To, class From>
+inline To bits_as(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+struct Float16 {
+  uint16_t bits;
+};
+
+inline float to_float(float number) { return number; }
+
+inline float to_float(BFloat16 number) { return bits_as<float>(uint32_t(number.bits) << 16); }
+
+inline float to_float(Float16 number) {
+  const uint32_t sign = uint32_t(number.bits & 0x8000) << 16;
+  const uint32_t rest = uint32_t(number.bits & 0x7fff) << 13;
+  // 2**112 moves the exponent from half's bias to float's, subnormal numbers included
+  const uint32_t finite = bits_as<uint32_t>(bits_as<float>(rest) * 0x1p112f);
+  const uint32_t special = rest | 0x7f800000;
+  return bits_as<float>(sign | (rest >= (0x1fu << 23) ? special : finite));
+}
+
+inline void from_float(float number, float& to) { to = number; }
+
+inline void from_float(float number, BFloat16& to) {
+  const uint32_t bits = bits_as<uint32_t>(number);
+  const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to nearest, ties to even
+  to.bits = uint16_t(number == number ? rounded : 0x7fc0);
+}
+
+inline void from_float(float number, Float16& to) {
+  const uint32_t bits = bits_as<uint32_t>(number);
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const uint32_t size = bits & 0x7fffffff;
+  // below half's normal numbers, adding 0.5 rounds to the spacing of its subnormal ones
+  const uint32_t small = bits_as<uint32_t>(bits_as<float>(size) + 0.5f) - 0x3f000000;
+  const uint32_t normal = (size - 0x38000000 + 0xfff + ((size >> 13) & 1)) >> 13;
+  const uint32_t finite = size < 0x38800000 ? small : normal;
+  const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
+  to.bits = uint16_t(sign | (size >= 0x477ff000 ? large : finite));
+}
+
+}  // namespace trisparse::TRISPARSE_SET

@@ -1,0 +1,169 @@
+// Keys and values as right operands, packed once per call in tiles of 64.
+#pragma once
+#include <vector>
+
+#include "matrices.h"
+#include "number.h"
+#include "sequence.h"
+#include "workers.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// Which key stands in which column of which tile
+struct KeyOrder {
+  // Tiles over `keys` keys in their own order, or, with `phases` > 1, so that lane j of the p-th vector of 16 columns
+  // holds key phases * j + p of a run of 16 * phases keys: pooling `phases` neighbours is then adding vectors.
+  KeyOrder(int64_t keys, int64_t phases) : phases(int(phases)) {
+    const int64_t run = kPanel * phases;
+    tiles = round_up(round_up(keys, run), kTileKeys) / kTileKeys;
+    key.resize(size_t(tiles * kTileKeys));
+    for (size_t index = 0; index < key.size(); ++index) {
+      const int64_t vector = int64_t(index) / kPanel, lane = int64_t(index) % kPanel;
+      key[index] = int32_t(vector / phases * run + phases * lane + vector % phases);
+    }
+    first.resize(size_t(tiles));
+    last.resize(size_t(tiles));
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const auto begin = key.begin() + tile * kTileKeys;
+      first[size_t(tile)] = *std::min_element(begin, begin + kTileKeys);
+      last[size_t(tile)] = *std::max_element(begin, begin + kTileKeys);
+    }
+  }
+
+  int phases;
+  int64_t tiles;
+  std::vector<int32_t> key;          // [tiles * 64]
+  std::vector<int32_t> first, last;  // lowest and highest key of each tile
+};
+
+// Column c of a tile is key `first + key[c]` of a sequence, if key[c] < count; else it is zero
+struct Span {
+  int64_t first, count;
+  const int32_t* key;
+};
+
+// How the keys of a sequence are cut into tiles: in the order of a KeyOrder, or in blocks, several tiles to a block of
+// more than 64 keys, one tile to a smaller one
+class Tiling {
+ public:
+  explicit Tiling(const KeyOrder& order) : order_(&order) {}
+
+  explicit Tiling(int64_t block) : block_(block), identity_(kTileKeys, 1) {}
+
+  int64_t tiles_per_block() const { return round_up(block_, kTileKeys) / kTileKeys; }
+
+  int64_t tiles(int64_t keys) const {
+    if (order_) return round_up(round_up(keys, kPanel * order_->phases), kTileKeys) / kTileKeys;
+    return (keys + block_ - 1) / block_ * tiles_per_block();
+  }
+
+  Span span(int64_t tile, int64_t keys) const {
+    if (order_) return {0, keys, order_->key.data() + tile * kTileKeys};
+    const int64_t inside = tile % tiles_per_block() * kTileKeys;
+    const int64_t first = tile / tiles_per_block() * block_ + inside;
+    return {first, std::min(block_ - inside, keys - first), identity_.key.data()};
+  }
+
+  // all positions 0 .. 63 in order
+  const int32_t* identity() const { return identity_.key.data(); }
+
+ private:
+  const KeyOrder* order_ = nullptr;
+  int64_t block_ = kTileKeys;
+  KeyOrder identity_{kTileKeys, 1};
+};
+
+template <class Engine, class Number>
+inline void stage_row(const Number* from, int count, int padded, typename Engine::Element* to) {
+  Engine::stage(from, count, to);
+  for (int index = count; index < padded; ++index) to[index] = typename Engine::Element(0);
+}
+
+// The rows of a tile as elements [64][padded]; `first_row` is the tensor's row of the sequence's key 0
+template <class Engine, class Number>
+inline void stage_tile(const Tensor& tensor, const Sequence& sequence, int64_t first_row, const Span& span, int count,
+                       int padded, typename Engine::Element* to) {
+  for (int column = 0; column < kTileKeys; ++column) {
+    typename Engine::Element* place = to + column * padded;
+    if (span.key[column] < span.count) {
+      const int64_t row = first_row + span.first + span.key[column];
+      stage_row<Engine>(row_of<const Number>(tensor, sequence.batch, row, sequence.group), count, padded, place);
+    } else {
+      std::fill(place, place + padded, typename Engine::Element(0));
+    }
+  }
+}
+
+// The tiles of one tensor for all sequences, as right operands: with the keys as columns, as scores need it, or with
+// the keys as depth, as sums over keys need it
+template <class Engine>
+struct Operand {
+  using Element = typename Engine::Element;
+
+  Operand() = default;
+  Operand(int64_t tiles, int features) : tile_size(int64_t(features) * kTileKeys), data(tiles * tile_size) {}
+
+  Element* tile(int64_t index) const { return data.get() + index * tile_size; }
+
+  int64_t tile_size = 0;
+  Buffer<Element> data;
+};
+
+// Which of a branch's tensors are wanted in which form
+struct Forms {
+  bool key_columns, key_depth, value_columns, value_depth;
+};
+constexpr Forms kForwardForms{true, false, false, true};
+constexpr Forms kScoreForms{true, false, false, false};
+constexpr Forms kBackwardForms{true, true, true, false};
+
+// Keys and values of one branch, packed. `first_tile[s]` is where the tiles of sequence s begin.
+template <class Engine>
+struct PackedBranch {
+  Tiling tiling;
+  std::vector<int64_t> first_tile;
+  Operand<Engine> key_columns, key_depth, value_columns, value_depth;
+
+  explicit PackedBranch(Tiling tiling) : tiling(std::move(tiling)) {}
+};
+
+// `keys_of(sequence)` -> {first row in the tensor, number of keys}; `wanted(sequence, tile)` leaves tiles out
+template <class Engine, class Number, class KeysOf, class Wanted>
+Status pack_branch(const Shape& shape, const std::vector<Sequence>& sequences, const Branch& branch, Forms forms,
+                   KeysOf keys_of, Wanted wanted, const ThreadPool& pool, PackedBranch<Engine>& packed) {
+  using Element = typename Engine::Element;
+  packed.first_tile.assign(1, 0);
+  for (const Sequence& sequence : sequences) {
+    packed.first_tile.push_back(packed.first_tile.back() + packed.tiling.tiles(keys_of(sequence).second));
+  }
+  const int64_t tiles = packed.first_tile.back();
+  const auto make = [&](bool asked, int features) { return Operand<Engine>(asked ? tiles : 0, features); };
+  packed.key_columns = make(forms.key_columns, shape.head_depth);
+  packed.key_depth = make(forms.key_depth, shape.head_depth);
+  packed.value_columns = make(forms.value_columns, shape.value_depth);
+  packed.value_depth = make(forms.value_depth, shape.value_depth);
+  const int64_t widest = std::max(shape.head_depth, shape.value_depth);
+  const auto make_worker = [&] { return Buffer<Element>(kTileKeys * widest); };
+  const auto pack = [&](Buffer<Element>& rows, int64_t tile) {
+    const auto after = std::upper_bound(packed.first_tile.begin(), packed.first_tile.end(), tile);
+    const size_t index = size_t(after - packed.first_tile.begin()) - 1;
+    const int64_t inside = tile - packed.first_tile[index];
+    const Sequence& sequence = sequences[index];
+    if (!wanted(index, inside)) return;
+    const int64_t first_row = keys_of(sequence).first;
+    const Span span = packed.tiling.span(inside, keys_of(sequence).second);
+    const auto put = [&](const Tensor& tensor, int count, int padded, const Operand<Engine>& columns,
+                         const Operand<Engine>& depth) {
+      if (!columns.data.get() && !depth.data.get()) return;
+      stage_tile<Engine, Number>(tensor, sequence, first_row, span, count, padded, rows.get());
+      if (columns.data.get()) Engine::pack_columns(rows.get(), padded, kTileKeys, padded, columns.tile(tile));
+      if (depth.data.get()) Engine::pack_rows(rows.get(), padded, kTileKeys, padded, depth.tile(tile));
+    };
+    put(branch.key, shape.head_dim, shape.head_depth, packed.key_columns, packed.key_depth);
+    put(branch.value, shape.value_dim, shape.value_depth, packed.value_columns, packed.value_depth);
+  };
+  const int64_t work = tiles * kTileKeys * (shape.head_depth + shape.value_depth);
+  return run_tasks(pool, tiles, threads_for(pool, tiles, 64 * work), make_worker, pack);
+}
+
+}  // namespace trisparse::TRISPARSE_SET

@@ -1,0 +1,72 @@
+// The independent pieces of a call: one document and one KV group of one batch row.
+#pragma once
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "interface.h"
+#include "matrices.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// Sizes that all pieces share
+struct Shape {
+  explicit Shape(const Problem& p)
+      : heads(int(p.heads / p.groups)),
+        head_dim(int(p.head_dim)),
+        value_dim(int(p.value_dim)),
+        head_depth(int(round_up(p.head_dim, kDepthUnit))),
+        value_depth(int(round_up(p.value_dim, kDepthUnit))),
+        scale(float(p.scale)),
+        multiplier(float(p.scale * 1.4426950408889634)) {}
+
+  int heads;                      // of one group
+  int head_dim, value_dim;
+  int head_depth, value_depth;    // the same, padded
+  float scale;                    // of q.k
+  float multiplier;               // the same, for powers of 2
+};
+
+struct Sequence {
+  int64_t batch, group;
+  int64_t first_row, rows;        // of the query
+  int64_t start;                  // position of the first row
+  int64_t first_token, tokens;    // tokens past the last row are left out: they cannot matter
+  int64_t first_block, blocks;    // compressed blocks, those no row sees left out
+};
+
+// complete compressed blocks among the first `tokens` (spec 1)
+inline int64_t num_compressed(const Problem& p, int64_t tokens) {
+  return tokens < p.compress_block ? 0 : (tokens - p.compress_block) / p.compress_stride + 1;
+}
+
+inline std::vector<Sequence> sequences_of(const Problem& p) {
+  std::vector<Sequence> found;
+  const int64_t documents = p.num_documents > 0 ? p.num_documents : 1;
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    int64_t first_block = 0;
+    for (int64_t document = 0; document < documents; ++document) {
+      const int64_t begin = p.num_documents > 0 ? p.bounds[document] : 0;
+      const int64_t end = p.num_documents > 0 ? p.bounds[document + 1] : p.query_start + p.query_rows;
+      const int64_t first = std::max(begin, p.query_start);
+      const int64_t last = std::min(end, p.query_start + p.query_rows);
+      if (first < last) {
+        for (int64_t group = 0; group < p.groups; ++group) {
+          found.push_back({batch, group, first - p.query_start, last - first, first - begin, begin, last - begin,
+                           first_block, num_compressed(p, last - begin)});
+        }
+      }
+      first_block += num_compressed(p, end - begin);
+    }
+  }
+  return found;
+}
+
+// The address of feature 0 of a row of a tensor [batch, row, head, feature]
+template <class Number>
+inline Number* row_of(const Tensor& tensor, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<Number*>(tensor.data) + batch * tensor.batch_stride + row * tensor.row_stride +
+         head * tensor.head_stride;
+}
+
+}  // namespace trisparse::TRISPARSE_SET

@@ -1,0 +1,53 @@
+// Work for torch's threads: tasks are handed out one by one, in the order given.
+#pragma once
+#include <atomic>
+#include <cstdint>
+#include <new>
+
+#include "interface.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// Below this many multiplications waking a second thread costs more than it saves (about 1 ms of one core in float)
+constexpr int64_t kWorthThreads = 50'000'000;
+
+inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multiplications) {
+  uint32_t threads = 1;
+  if (multiplications < kWorthThreads || pool.get_num_threads(&threads) != 0) return 1;
+  return tasks < int64_t(threads) ? tasks : int64_t(threads);
+}
+
+// Calls `function(worker, task)` for every task; `make_worker()` is called once per thread that takes part.
+// Which thread does what changes nothing: tasks write to places of their own.
+template <class MakeWorker, class Function>
+Status run_tasks(const ThreadPool& pool, int64_t tasks, int64_t threads, MakeWorker make_worker, Function function) {
+  struct Context {
+    MakeWorker& make_worker;
+    Function& function;
+    int64_t tasks;
+    std::atomic<int64_t> next{0};
+    std::atomic<int32_t> status{kOk};
+  } context{make_worker, function, tasks};
+  const RangeFunction work = [](int64_t, int64_t, void* pointer) {
+    auto& shared = *static_cast<Context*>(pointer);
+    try {
+      auto worker = shared.make_worker();
+      for (;;) {
+        const int64_t task = shared.next.fetch_add(1);
+        if (task >= shared.tasks || shared.status.load() != kOk) return;
+        shared.function(worker, task);
+      }
+    } catch (const std::bad_alloc&) {
+      shared.status.store(kOutOfMemory);
+    }
+  };
+  if (tasks <= 0) return kOk;
+  if (threads <= 1) {
+    work(0, 1, &context);
+  } else if (pool.parallel_for(0, threads, 1, work, &context) != 0) {
+    return kInvalid;
+  }
+  return Status(context.status.load());
+}
+
+}  // namespace trisparse::TRISPARSE_SET

@@ -1,0 +1,74 @@
+"""The instruction sets that kernels are built for, each from one source file with flags of its own."""
+
+from dataclasses import dataclass
+
+from trisparse.cpu.processor import Processor
+
+
+@dataclass(frozen=True)
+class InstructionSet:
+    """How one instruction set is built.
+
+    `features`: without these the processor cannot run it. `probe`: one instruction that compiler and
+    assembler must know beside `flags`; empty if there is nothing to ask. `variant`: tells it from others with
+    its name.
+    """
+
+    name: str
+    flags: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()
+    probe: str = ""
+    variant: str = ""
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        return self.variant or self.name
+
+    @property
+    def source(self) -> str:
+        """Name of its source file."""
+        return f"{self.name}.cpp"
+
+    @property
+    def macro(self) -> str:
+        """Tells the other sources that this set is in the library."""
+        return f"-DTRISPARSE_WITH_{self.name.upper()}"
+
+
+PORTABLE = InstructionSet("portable")
+_AVX2 = InstructionSet(
+    "portable",
+    flags=("-mavx2", "-mfma", "-mf16c"),
+    features=("avx2", "fma", "f16c"),
+    probe="vfmadd231ps %ymm0, %ymm0, %ymm0",
+    variant="avx2",
+)
+_AVX512 = InstructionSet(
+    "avx512",
+    flags=("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mf16c"),
+    features=("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"),
+    probe="vfmadd231ps %zmm0, %zmm0, %zmm0",
+)
+_AMX = InstructionSet(
+    "amx",
+    flags=(*_AVX512.flags, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+    features=(*_AVX512.features, "avx512_bf16", "amx_tile", "amx_bf16"),
+    probe="tdpbf16ps %tmm2, %tmm1, %tmm0",
+)
+
+# best first; of two with one name, the first that can be had is built
+_SETS = {"x86_64": (_AMX, _AVX512, _AVX2, PORTABLE)}
+# files that need the flags of their set, also where the processor is of another kind
+SPECIAL_SOURCES = frozenset(one.source for sets in _SETS.values() for one in sets)
+
+
+def candidates(processor: Processor) -> tuple[InstructionSet, ...]:
+    """All sets of the processor's kind, best first, whether this one can run them or not."""
+    return _SETS.get(processor.machine, (PORTABLE,))
+
+
+def why_not(candidate: InstructionSet, processor: Processor) -> str | None:
+    """None if `processor` can run `candidate`, else what it lacks."""
+    missing = [name for name in candidate.features if name not in processor.features]
+    return f"the processor has no {', '.join(missing)}" if missing else None

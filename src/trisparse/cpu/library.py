@@ -1,0 +1,167 @@
+"""The native kernels as a loaded library; the first call that needs them builds them."""
+
+import ctypes
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+from trisparse.cpu.build import SOURCES, Build, build
+from trisparse.cpu.cache import cache_folder
+from trisparse.cpu.errors import BuildError, CacheError, LoadError
+from trisparse.cpu.notice import LOG, say
+from trisparse.cpu.recipe import INTERFACE_VERSION
+from trisparse.cpu.threads import thread_functions, torch_library
+
+# forces one instruction set, for tests and comparisons
+FORCE = "TRISPARSE_CPU_INSTRUCTIONS"
+
+
+class Library:
+    """The loaded kernels.
+
+    `functions`: its C functions, as attributes. `instruction_sets`: those that this processor can run, best
+    first. `instructions`: the one in use. `build`: where it came from. `kept`: it is in the cache; one that
+    is not was built for this process alone, and its file is gone.
+    """
+
+    def __init__(self, built: Build, functions: ctypes.CDLL, kept: bool = True) -> None:
+        self.build = built
+        self.functions = functions
+        self.kept = kept
+        self.instruction_sets = _words(functions.trisparse_instruction_sets())
+        self.instructions = ""
+
+    def select(self, name: str) -> None:
+        """Use the instruction set `name` from now on, in all threads.
+
+        Raises:
+            ValueError: this processor or this library cannot run it.
+        """
+        refused = name not in self.instruction_sets
+        if refused or self.functions.trisparse_select_instruction_set(name.encode()) != 0:
+            raise ValueError(f"{name!r} cannot run here; choose one of {', '.join(self.instruction_sets)}")
+        self.instructions = name
+
+
+@cache
+def _answer() -> Library | str:
+    """The library, or why there is none; asked once per process: a build that fails takes seconds too."""
+    try:
+        return open_library(SOURCES)
+    except BuildError as error:
+        return str(error)
+    except OSError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def library() -> Library:
+    """The kernels, built and loaded when first asked for.
+
+    Raises:
+        BuildError: they cannot be had; one line says why.
+    """
+    answer = _answer()
+    if isinstance(answer, str):
+        raise BuildError(answer)
+    return answer
+
+
+def unavailable_reason() -> str | None:
+    """None if the kernels are built and loaded, which the first call does; else why they cannot be."""
+    answer = _answer()
+    return answer if isinstance(answer, str) else None
+
+
+def open_library(sources: Path, folder: Path | None = None) -> Library:
+    """The library of `sources`, from the cache in `folder` or else built for this process alone.
+
+    Raises:
+        BuildError: it cannot be built or loaded.
+    """
+    try:
+        return open_cached(sources, folder or cache_folder())
+    except CacheError as error:
+        LOG.warning("%s; building the CPU kernels for this process alone", error)
+        return _open_private(sources)
+
+
+def open_cached(sources: Path, folder: Path, *, force: bool = False) -> Library:
+    """The library of `sources` from the cache in `folder`; what cannot be loaded is built anew, once.
+
+    With `force` it is built anew in any case.
+
+    Raises:
+        CacheError: the cache cannot be used.
+        BuildError: the library cannot be built or loaded.
+    """
+    built = build(sources, folder, force=force)
+    try:
+        return load(built)
+    except LoadError as error:
+        if built.fresh:
+            raise
+        say(f"{error}; building it anew")
+        return load(build(sources, folder, force=True))
+
+
+def _open_private(sources: Path) -> Library:
+    try:
+        place = Path(tempfile.mkdtemp(prefix="trisparse-"))
+    except OSError as error:
+        raise BuildError(f"no temporary folder can be made either: {error.strerror}") from None
+    folder = place / "cpu"
+    try:
+        # once loaded, a library needs its file no longer
+        return load(build(sources, folder), kept=False)
+    finally:
+        # the reason of a failure may name a log
+        if not any(folder.glob("*.log")):
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def load(built: Build, kept: bool = True) -> Library:
+    """Load a built library and hand it torch's thread pool.
+
+    Raises:
+        LoadError: the file cannot be loaded, or does not have our functions.
+        BuildError: torch is too old, or the instruction set asked for cannot run here.
+    """
+    try:
+        functions = ctypes.CDLL(str(built.path))
+    except OSError as error:
+        raise LoadError(f"the CPU kernels cannot be loaded: {error}") from None
+    _declare(functions, built.path)
+    parallel_for, get_num_threads = thread_functions(torch_library())
+    if functions.trisparse_initialize(parallel_for, get_num_threads) != 0:
+        raise LoadError(f"the CPU kernels in {built.path} refuse torch's thread pool")
+    found = Library(built, functions, kept)
+    if not found.instruction_sets:
+        raise BuildError(f"this processor runs none of the instruction sets in {built.path}")
+    asked = os.environ.get(FORCE, "").strip()
+    try:
+        found.select(asked or found.instruction_sets[0])
+    except ValueError as error:
+        raise BuildError(f"{FORCE if asked else 'the CPU kernels'}: {error}") from None
+    return found
+
+
+def _words(text: bytes) -> tuple[str, ...]:
+    return tuple(word for word in text.decode().split(",") if word)
+
+
+def _declare(functions: ctypes.CDLL, path: Path) -> None:
+    """Tell ctypes the signatures that are needed here, and check that both sides mean the same interface."""
+    try:
+        functions.trisparse_interface_version.restype = ctypes.c_uint32
+        functions.trisparse_initialize.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+        functions.trisparse_initialize.restype = ctypes.c_int32
+        functions.trisparse_instruction_sets.restype = ctypes.c_char_p
+        functions.trisparse_select_instruction_set.argtypes = [ctypes.c_char_p]
+        functions.trisparse_select_instruction_set.restype = ctypes.c_int32
+    except AttributeError as error:
+        raise LoadError(f"the CPU kernels in {path} are incomplete: {error}") from None
+    version = functions.trisparse_interface_version()
+    if version != INTERFACE_VERSION:
+        raise LoadError(f"the CPU kernels in {path} have interface {version}, not {INTERFACE_VERSION}")

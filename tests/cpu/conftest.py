@@ -1,0 +1,85 @@
+"""Folders, compilers and settings for tests of builds."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from trisparse.cpu.library import _answer
+from trisparse.cpu.processor import Processor
+
+from .standin import SOURCES, Messages, Script
+
+
+@pytest.fixture
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """No settings of whoever runs the tests, and no remembered answer."""
+    for name in list(os.environ):
+        if name == "CXX" or name.startswith("TRISPARSE_"):
+            monkeypatch.delenv(name)
+    _answer.cache_clear()
+    yield monkeypatch
+    _answer.cache_clear()
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Path:
+    """A folder with small sources for all instruction sets."""
+    folder = tmp_path / "sources"
+    folder.mkdir()
+    for name, text in SOURCES.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Where the cache will be; not there yet."""
+    return tmp_path / "cache" / "cpu"
+
+
+@pytest.fixture
+def real_compiler() -> str:
+    """Path of a compiler that works."""
+    path = shutil.which("g++") or shutil.which("clang++")
+    if path is None:
+        pytest.skip("neither g++ nor clang++ is installed here")
+    return path
+
+
+@pytest.fixture
+def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor without instruction sets of its own: two files to compile, nothing to ask the compiler."""
+    monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: Processor("unknown"))
+
+
+@pytest.fixture
+def compiler(tmp_path: Path, clean_environment: pytest.MonkeyPatch, real_compiler: str) -> Script:
+    """Makes the compiler in CXX a shell script: $REAL is a working one, $CALLS a file to write to.
+
+    What the script does not end by itself goes to the working compiler, as do questions for its version.
+    """
+    calls = tmp_path / "calls"
+    calls.touch()
+
+    def write(text: str = "") -> Path:
+        path = tmp_path / "compiler"
+        path.write_text(
+            f"#!/bin/sh\nREAL={real_compiler}\nCALLS={calls}\n"
+            f'if [ "$1" = --version ]; then exec $REAL --version; fi\n{text}\nexec $REAL "$@"\n'
+        )
+        path.chmod(0o755)
+        clean_environment.setenv("CXX", str(path))
+        return calls
+
+    return write
+
+
+@pytest.fixture
+def messages(caplog: pytest.LogCaptureFixture) -> Messages:
+    """What was logged so far, progress included."""
+    caplog.set_level(logging.INFO, logger="trisparse")
+    return lambda: [record.getMessage() for record in caplog.records]

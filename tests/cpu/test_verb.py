@@ -1,0 +1,116 @@
+"""`trisparse build`, and what `trisparse env` says of the native kernels."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trisparse.cli.main import run
+from trisparse.cpu import build as build_module
+from trisparse.cpu import library as library_module
+
+from .standin import names
+
+pytestmark = pytest.mark.usefixtures("clean_environment")
+compiled = pytest.mark.usefixtures("real_compiler")
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(
+    sources: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """Runs `trisparse WORDS` over the stand-in's sources -> exit code, stdout, stderr."""
+    monkeypatch.setattr(build_module, "SOURCES", sources)
+    monkeypatch.setattr(library_module, "SOURCES", sources)
+    monkeypatch.setenv("TRISPARSE_CACHE", str(folder.parent))
+
+    def caller(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trisparse", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run()
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return caller
+
+
+@compiled
+@pytest.mark.usefixtures("plain_processor")
+def test_build_prints_what_it_built_and_where(call: Call, folder: Path) -> None:
+    """Guards against an image whose builder cannot see whether the kernels are in it."""
+    code, out, err = call("build")
+    assert code == 0, err
+    lines = dict(line.split(": ", 1) for line in out.splitlines())
+    assert lines["instruction sets"] == "portable"
+    assert Path(lines["library"]).is_file() and folder in Path(lines["library"]).parents
+    assert float(lines["seconds"]) > 0
+    assert lines["compiler"]
+    code, out, _ = call("build")
+    assert code == 0
+    assert out.splitlines()[-1].endswith("(an earlier build)")
+    code, out, _ = call("build", "--force")
+    assert code == 0
+    assert "earlier" not in out
+    assert len(names(folder)) == 1
+
+
+def test_build_says_in_one_line_why_it_failed(
+    call: Call, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a build step in a script that fails unseen or with a traceback."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, out, err = call("build")
+    assert code == 1
+    assert out == ""
+    assert err.startswith("error: CXX: 'no-such-compiler' does not run")
+    assert len(err.splitlines()) == 1
+    assert not folder.exists()
+
+
+@compiled
+def test_build_fails_where_nothing_would_be_kept(call: Call, folder: Path) -> None:
+    """Guards against success without a library: a private copy ends with the verb."""
+    folder.parent.write_text("")
+    code, _, err = call("build")
+    assert code == 1
+    assert "cannot be written" in err
+
+
+@compiled
+def test_env_names_library_compiler_and_instruction_sets(call: Call, folder: Path) -> None:
+    """Guards against a bug report that leaves open which code ran."""
+    code, out, _ = call("env", "--json")
+    facts = json.loads(out)["cpu_kernels"]
+    assert code == 0
+    assert str(folder) in facts["library"]
+    assert "(in use: " in facts["instruction_sets"]
+    assert facts["compiler"].startswith("/")
+
+
+def test_env_gives_the_reason_where_there_is_no_library(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a bug report that leaves open why the kernels did not run."""
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    code, out, _ = call("env")
+    assert code == 0
+    assert "  library: none: CXX: 'no-such-compiler' does not run" in out
+    assert "  compiler: none: CXX" in out
+
+
+def test_help_of_build_needs_no_torch() -> None:
+    """Guards against a help text that waits for torch."""
+    code = (
+        "import sys; sys.argv = ['trisparse', 'build', '--help']\n"
+        "from trisparse.cli.main import run\n"
+        "try:\n    run()\nexcept SystemExit as stop:\n"
+        "    assert not stop.code, stop.code\n"
+        "    assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--force" in done.stdout
