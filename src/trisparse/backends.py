@@ -27,8 +27,6 @@ def available_backends() -> dict[str, str | None]:
     return {name: _why_not(name) for name in NAMES}
 
 
-# a constant to torch.compile: it need not trace a compiler run
-@torch.compiler.assume_constant_result
 def _why_not(name: str) -> str | None:
     """None if backend `name` can run here, else the reason."""
     if name == "triton":
@@ -38,7 +36,6 @@ def _why_not(name: str) -> str | None:
     return None
 
 
-@torch.compiler.assume_constant_result
 def _best(device: str, dtype: torch.dtype) -> str:
     """What "auto" means for tensors of `dtype` on `device`, a device type."""
     for name, (its_device, its_dtypes) in _KERNELS.items():
@@ -48,6 +45,12 @@ def _best(device: str, dtype: torch.dtype) -> str:
                 return _said(name)
             _warn(name, reason)
     return _said("torch")
+
+
+# what torch.compiler.assume_constant_result does, without importing all of dynamo with this module: to
+# torch.compile the answers are constants, it need not trace a compiler run
+for _function in (_why_not, _best):
+    _function.__dict__["_dynamo_marked_constant"] = True
 
 
 @cache
@@ -89,6 +92,15 @@ def choose(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32
             f"on {device!r}; 'torch' takes any"
         )
     return backend
+
+
+def cpu_instructions(dtype: torch.dtype) -> str:
+    """The instruction set with which the CPU kernels compute in `dtype`: AMX has no float32, for example.
+
+    Raises:
+        BuildError: there are no CPU kernels here.
+    """
+    return importlib.import_module("trisparse.cpu.attention").instructions_for(dtype)
 
 
 def room(name: str) -> ModuleType:

@@ -34,7 +34,8 @@ ALLOWED = {
     "reference": {"config", "documents"},
     "chunked": {"config", "documents"},
     "cpu": {"config", "documents", "files"},
-    "backends": {"chunked", "cpu"},
+    "triton": {"config", "documents"},
+    "backends": {"chunked", "cpu", "triton"},
     "ops": {"backends", "config"},
     "autograd": {"backends", "config", "ops"},
     "api": {"autograd", "backends", "config", "reference", "validate"},
@@ -46,7 +47,7 @@ ALLOWED = {
     "train": {"data", "files", "models"},
     "eval": {"data", "nn"},
     "bench": {"api", "backends", "config", "files", "reference", "report", "version"},
-    "demo": {"bench", "config", "data", "eval", "files", "models", "report", "train"},
+    "demo": {"backends", "bench", "config", "data", "eval", "files", "models", "report", "train"},
 }
 FREE = {"cli", "testing", "__main__", ""}
 EXTRAS = (

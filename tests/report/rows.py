@@ -20,6 +20,7 @@ SETTING = {
     "device": "made-up CPU",
     "threads": "2",
     "cpu_flags": "avx512",
+    "instructions": "",
     "torch": "2.11.0",
     "trisparse": "0.1.0",
     "commit": "0123abc",

@@ -16,7 +16,7 @@ from trisparse.config import SparseConfig
 from trisparse.report.measurement import BASELINE, COLUMNS, TIMES
 from trisparse.report.rows import Rows
 
-DIRECTIONS = ("forward", "forward+backward")
+DIRECTIONS = ("forward", "backward", "forward+backward")
 
 
 def run(
@@ -29,7 +29,7 @@ def run(
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     backends: Sequence[str] = ("auto",),
-    directions: Sequence[str] = DIRECTIONS,
+    directions: Sequence[str] = ("forward", "backward"),
     samples: int = 9,
     seconds_per_case: float = 20.0,
     config: SparseConfig | None = None,
@@ -39,13 +39,14 @@ def run(
     """Measure one attention call per length, direction and backend, and the baseline "sdpa" beside them.
 
     A backend is checked against the fp64 reference first; one that fails gets a row with gate `fail` and no
-    times. Backward is one `torch.autograd.grad` by all inputs. The op takes compressed keys, so the time of a
+    times. Backward is one `torch.autograd.grad` by all inputs, alone or
+    after the forward it needs. The op takes compressed keys, so the time of a
     compressor (eq. 7) is not included; nor are projections, gates and rotary embedding.
 
     Args:
         lengths: tokens of each case.
         backends: names as `sparse_attention` takes them; "sdpa" comes first whether named or not.
-        directions: some of "forward", "forward+backward".
+        directions: some of "forward", "backward", "forward+backward".
         samples, seconds_per_case: a case is timed that often, or until that time is spent.
         on_row: called with each row as soon as there is one.
 
@@ -70,7 +71,12 @@ def run(
         )
         for tokens in lengths
     ]
-    bench = _Bench(_contenders(backends), Gate(torch.device(device)), samples, seconds_per_case)
+    bench = _Bench(
+        _contenders(backends, torch.device(device).type, dtype),
+        Gate(torch.device(device)),
+        samples,
+        seconds_per_case,
+    )
     rows: Rows = []
     for case in cases:
         for direction in directions:
@@ -89,11 +95,11 @@ def _check(directions: Sequence[str], samples: int) -> None:
         raise ValueError(f"samples: expected at least 1, got {samples}")
 
 
-def _contenders(backends: Sequence[str]) -> list[Contender]:
+def _contenders(backends: Sequence[str], device: str, dtype: torch.dtype) -> list[Contender]:
     """The baseline, then each backend once, "auto" by the name of its choice."""
     if isinstance(backends, str):
         raise TypeError(f"backends: expected a sequence of names, got the string {backends!r}")
-    found = [contender(name) for name in (BASELINE, *backends)]
+    found = [contender(name, device, dtype) for name in (BASELINE, *backends)]
     return list({each.name: each for each in found}.values())
 
 
@@ -109,26 +115,38 @@ class _Bench:
         gradients = direction != "forward"
         verdicts = {each.name: self.gate.judge(each, case, gradients=gradients) for each in self.contenders}
         calls = {
-            each.name: _prepare(each, case, gradients, self.gate.device)
+            each.name: _prepare(each, case, direction, self.gate.device)
             for each in self.contenders
             if verdicts[each.name].passed
         }
         times = time_interleaved(calls, self.samples, self.seconds, device=self.gate.device)
         shared = {"direction": direction, **_setting(case), **environment(self.gate.device)}
         return [
-            _row({"case": case.name, "backend": name, **shared}, verdict, times.get(name, []))
-            for name, verdict in verdicts.items()
+            _row(
+                {
+                    "case": case.name,
+                    "backend": each.name,
+                    "instructions": each.instructions(case.dtype),
+                    **shared,
+                },
+                verdicts[each.name],
+                times.get(each.name, []),
+            )
+            for each in self.contenders
         ]
 
 
-def _prepare(each: Contender, case: Case, gradients: bool, device: torch.device) -> Callable[[], object]:
+def _prepare(each: Contender, case: Case, direction: str, device: torch.device) -> Callable[[], object]:
     tensors = each.inputs(case, device)
-    if not gradients:
+    if direction == "forward":
         return lambda: _forward(each, tensors, case.config)
     leaves = tuple(tensor.requires_grad_() for tensor in tensors)
     # as the output lies in memory, so that no call pays for a copy of it
     grad_out = torch.randn_like(_forward(each, leaves, case.config))
-    return lambda: torch.autograd.grad(each.attend(leaves, case.config), leaves, grad_out)
+    if direction == "forward+backward":
+        return lambda: torch.autograd.grad(each.attend(leaves, case.config), leaves, grad_out)
+    out = each.attend(leaves, case.config)
+    return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
 
 
 def _forward(each: Contender, tensors: Tensors, config: SparseConfig) -> Tensor:

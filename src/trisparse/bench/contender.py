@@ -26,6 +26,9 @@ class Contender(Protocol):
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         """The tensors it takes."""
 
+    def instructions(self, dtype: torch.dtype) -> str:
+        """The instruction set of the CPU kernels that compute in `dtype`; empty if none do."""
+
     def attend(self, tensors: Tensors, config: SparseConfig) -> Tensor:
         """The call that is timed."""
 
@@ -49,6 +52,9 @@ class Sparse:
 
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         return sparse_inputs(case, device)
+
+    def instructions(self, dtype: torch.dtype) -> str:
+        return backends.cpu_instructions(dtype) if self.name == "cpu" else ""
 
     def attend(self, tensors: Tensors, config: SparseConfig) -> Tensor:
         query, *pairs, gates = tensors
@@ -86,6 +92,9 @@ class Dense:
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         return dense_inputs(case, device)
 
+    def instructions(self, _: torch.dtype) -> str:
+        return ""
+
     def attend(self, tensors: Tensors, _: SparseConfig) -> Tensor:
         query, key, value = tensors
         grouped = query.shape[1] != key.shape[1]
@@ -117,10 +126,10 @@ def _repeat_heads(tensor: Tensor, repeats: int) -> Tensor:
     return tensor[:, :, None].expand(-1, -1, repeats, -1, -1).flatten(1, 2)
 
 
-def contender(name: str) -> Contender:
-    """The contender called `name`: "sdpa" or a backend.
+def contender(name: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Contender:
+    """The contender called `name`: "sdpa" or a backend for tensors of `dtype` on a device of type `device`.
 
     Raises:
         TypeError, ValueError, NotImplementedError: as the argument `backend` of `sparse_attention`.
     """
-    return Dense() if name == BASELINE else Sparse(backends.choose(name))
+    return Dense() if name == BASELINE else Sparse(backends.choose(name, device, dtype))

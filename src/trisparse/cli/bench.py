@@ -24,8 +24,8 @@ def attention(
         str, typer.Option(help="Backends beside full attention, separated by commas.")
     ] = "auto",
     directions: Annotated[
-        str, typer.Option(help="forward, forward+backward or both.")
-    ] = "forward,forward+backward",
+        str, typer.Option(help="Some of forward, backward, forward+backward, separated by commas.")
+    ] = "forward,backward",
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     heads: Annotated[int, typer.Option(min=1)] = 16,
     groups: Annotated[int, typer.Option(min=1, help="Key/value groups; divides heads.")] = 1,

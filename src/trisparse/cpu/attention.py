@@ -7,7 +7,7 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.cpu.library import library
-from trisparse.cpu.problem import BRANCHES, Problem
+from trisparse.cpu.problem import BRANCHES, DATA_TYPES, Problem
 
 _ERRORS = {1: MemoryError("the CPU kernels ran out of memory")}
 
@@ -17,6 +17,13 @@ def _run(direction: str, problem: Problem) -> None:
     status = function(ctypes.byref(problem.structure))
     if status != 0:
         raise _ERRORS.get(status, RuntimeError(f"the CPU kernels failed with status {status}"))
+
+
+def instructions_for(dtype: torch.dtype) -> str:
+    """The instruction set that computes in `dtype`: the one in use, or the next that takes it."""
+    function = library().functions.trisparse_instructions_for
+    function.restype = ctypes.c_char_p
+    return function(DATA_TYPES[dtype]).decode()
 
 
 def _native_ids(ids: Tensor) -> Tensor:

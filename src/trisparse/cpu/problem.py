@@ -8,7 +8,7 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 
-_DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BRANCHES = ("compressed", "selected", "window")
 
 
@@ -75,7 +75,7 @@ class Problem:
         self.structure = ProblemStructure()
         self._kept: list[Tensor] = []
         batch, rows, heads, head_dim = query.shape
-        self._set(data_type=_DATA_TYPES[query.dtype], batch=batch, query_rows=rows, heads=heads)
+        self._set(data_type=DATA_TYPES[query.dtype], batch=batch, query_rows=rows, heads=heads)
         self._set(groups=groups, head_dim=head_dim, value_dim=value_dim)
         for name in ("compress_block", "compress_stride", "select_block"):
             self._set(**{name: getattr(config, name)})
@@ -105,7 +105,7 @@ class Problem:
         """Set a tensor of the call by its name in `struct Problem`."""
         setattr(self.structure, name, self._view(tensor))
         if name == "gates":
-            self._set(gates_type=_DATA_TYPES[tensor.dtype])
+            self._set(gates_type=DATA_TYPES[tensor.dtype])
         if name == "ids":
             self._set(slots=tensor.shape[3])
 

@@ -17,7 +17,7 @@ class DemoPlan:
         steps, batch_size, context_length: of both training runs.
         preset: of both models.
         bench_lengths: context lengths of the forward benchmark, tokens.
-        bench_backward_lengths: of the forward and backward one, which takes several times as long.
+        bench_backward_lengths: of the backward one, which takes several times as long.
         needle_lengths, needle_depths, needle_samples: the needle test's grid, and needles in each cell.
         position_windows: held-out windows for the loss by position.
     """
@@ -27,7 +27,7 @@ class DemoPlan:
     steps: int = 360
     batch_size: int = 2
     context_length: int = 1024
-    bench_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384)
+    bench_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192, 16384, 32768)
     bench_backward_lengths: tuple[int, ...] = (1024, 2048, 4096, 8192)
     needle_lengths: tuple[int, ...] = (256, 512, 1024)
     needle_depths: tuple[float, ...] = (0.0, 25.0, 50.0, 75.0, 100.0)

@@ -19,7 +19,8 @@ SETTING = {
     "threads": "{} threads",
 }
 TIMES = ["median_ms", "minimum_ms", "maximum_ms"]
-ORIGIN = ["samples", "gate", "worst_ratio", "cpu_flags", "torch", "trisparse", "commit", "date"]
+ORIGIN = ["samples", "gate", "worst_ratio", "cpu_flags", "instructions"]
+ORIGIN += ["torch", "trisparse", "commit", "date"]
 COLUMNS = ["case", "backend", "direction", "tokens", *SETTING, *TIMES, *ORIGIN]
 
 BASELINE = "sdpa"

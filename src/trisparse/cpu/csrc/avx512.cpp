@@ -5,5 +5,6 @@
 
 namespace trisparse {
 extern const Kernels kAvx512Kernels;
-const Kernels kAvx512Kernels{"avx512", avx512::takes_floats, avx512::run_float<true>, avx512::run_float<false>};
+// set by the compiler: nothing of this file may run before it is known that the processor can
+constinit const Kernels kAvx512Kernels = avx512::table<avx512::FloatEngine>("avx512", avx512::takes_floats);
 }  // namespace trisparse

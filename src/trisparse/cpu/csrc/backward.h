@@ -8,8 +8,8 @@ namespace trisparse::TRISPARSE_SET {
 // Tiles that share one packing of the rows that see them: fewer where there is little to share out among the threads
 constexpr int64_t kMostKeyTiles = 4;
 
-template <class Engine, class Number>
-std::vector<KeyTask> key_tasks(const Call<Engine, Number>& call, const PackedCall<Engine>& packed,
+template <class Engine>
+std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine>& packed,
                                const std::vector<InvertedIds>& inverted, int64_t threads) {
   const Problem& p = call.problem;
   std::vector<KeyTask> tasks;
@@ -42,15 +42,15 @@ std::vector<KeyTask> key_tasks(const Call<Engine, Number>& call, const PackedCal
   return tasks;
 }
 
-template <class Engine, class Number>
+template <class Engine>
 Status backward(const Problem& p, const ThreadPool& pool) {
-  const Call<Engine, Number> call(p, pool);
+  const Call<Engine> call(p, pool);
   const std::vector<int64_t> first_row = first_rows(call.sequences, call.shape.heads);
   RowFacts facts[kBranches];
   for (int branch = 0; branch < kBranches; ++branch) {
     if (call.has(branch)) facts[branch] = RowFacts(first_row.back());
   }
-  PackedCall<Engine> packed(p, call.order);
+  PackedCall<Engine> packed(p, call.sequences, call.order);
   {
     Status status = pack_compressed(call, kBackwardForms, packed);
     if (status == kOk) status = pack_tokens(call, kBackwardForms, call.has(kSelected) && few_rows(p, call.sequences), packed);
@@ -58,8 +58,8 @@ Status backward(const Problem& p, const ThreadPool& pool) {
     const int64_t tasks = int64_t(call.chunks.size());
     status = run_tasks(
         pool, tasks, call.threads(tasks),
-        [&] { return QueryGradWorker<Engine, Number>(call, packed, facts, first_row); },
-        [&](QueryGradWorker<Engine, Number>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
+        [&] { return QueryGradWorker<Engine>(call, packed, facts, first_row); },
+        [&](QueryGradWorker<Engine>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
     if (status != kOk) return status;
   }
   std::vector<InvertedIds> inverted;
@@ -72,8 +72,8 @@ Status backward(const Problem& p, const ThreadPool& pool) {
   const int64_t most_tiles = std::max(kMostKeyTiles, packed.selected.tiling.tiles_per_block());
   return run_tasks(
       pool, int64_t(tasks.size()), call.threads(int64_t(tasks.size())),
-      [&] { return KeyGradWorker<Engine, Number>(call, packed, facts, first_row, inverted, most_tiles); },
-      [&](KeyGradWorker<Engine, Number>& worker, int64_t task) { worker.run(tasks[size_t(task)]); });
+      [&] { return KeyGradWorker<Engine>(call, packed, facts, first_row, inverted, most_tiles); },
+      [&](KeyGradWorker<Engine>& worker, int64_t task) { worker.run(tasks[size_t(task)]); });
 }
 
 }  // namespace trisparse::TRISPARSE_SET

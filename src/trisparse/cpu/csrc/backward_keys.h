@@ -40,12 +40,12 @@ struct RowBatch {
   int blocks = 0;
 };
 
-template <class Engine, class Number>
+template <class Engine>
 class KeyGradWorker {
  public:
   using Element = typename Engine::Element;
 
-  KeyGradWorker(const Call<Engine, Number>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
+  KeyGradWorker(const Call<Engine>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
                 const std::vector<int64_t>& first_row, const std::vector<InvertedIds>& inverted, int64_t most_tiles)
       : call_(call),
         packed_(packed),
@@ -115,9 +115,9 @@ class KeyGradWorker {
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
       const Span span = tiling(task.branch).span(tile, keys);
       const int64_t index = (tile - task.tiles.begin) * kTileKeys;
-      stage_tile<Engine, Number>(branch.key, sequence, first_row, span, shape_.head_dim, shape_.head_depth,
+      stage_tile<Engine>(branch.key, call_.problem.data_type, sequence, first_row, span, shape_.head_dim, shape_.head_depth,
                                  keys_.get() + index * shape_.head_depth);
-      stage_tile<Engine, Number>(branch.value, sequence, first_row, span, shape_.value_dim, shape_.value_depth,
+      stage_tile<Engine>(branch.value, call_.problem.data_type, sequence, first_row, span, shape_.value_dim, shape_.value_depth,
                                  values_.get() + index * shape_.value_depth);
     }
     const int64_t count = (task.tiles.end - task.tiles.begin) * kTileKeys;
@@ -141,6 +141,7 @@ class KeyGradWorker {
   template <class RowOfIndex>
   void load_batch(const KeyTask& task, const Sequence& s, int64_t first, int64_t end, RowOfIndex row_of_index) {
     const RowFacts& facts = facts_[task.branch];
+    const int32_t type = call_.problem.data_type;
     batch_.blocks = int((end - first + kBlockRows - 1) / kBlockRows);
     for (int block = 0; block < batch_.blocks; ++block) {
       const int64_t begin = first + block * kBlockRows;
@@ -149,9 +150,9 @@ class KeyGradWorker {
           Element* to = rows_.get() + i * padded;
           if (begin + i < end) {
             const int64_t row = row_of_index(begin + i);
-            stage_row<Engine>(row_of<const Number>(tensor, s.batch, s.first_row + row / shape_.heads,
-                                                   s.group * shape_.heads + row % shape_.heads),
-                              count, padded, to);
+            const int64_t head = s.group * shape_.heads + row % shape_.heads;
+            stage_row<Engine>(row_of(tensor, type, s.batch, s.first_row + row / shape_.heads, head), type, count, padded,
+                              to);
           } else {
             std::fill(to, to + padded, Element(0));
           }
@@ -258,6 +259,7 @@ class KeyGradWorker {
   }
 
   void finish(const KeyTask& task, const Sequence& s) const {
+    const int32_t type = call_.problem.data_type;
     const Branch& branch = call_.problem.branches[task.branch];
     const auto [first_row, keys] = keys_of(task.branch, s);
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
@@ -266,20 +268,16 @@ class KeyGradWorker {
         if (span.key[column] >= span.count) continue;
         const int64_t row = first_row + span.first + span.key[column];
         const int64_t index = (tile - task.tiles.begin) * kTileKeys + column;
-        write(row_of<Number>(branch.grad_key, s.batch, row, s.group), grad_keys_.get() + index * shape_.head_depth,
-              shape_.head_dim, float(call_.problem.scale));
-        write(row_of<Number>(branch.grad_value, s.batch, row, s.group), grad_values_.get() + index * shape_.value_depth,
-              shape_.value_dim, 1.0f);
+        write_numbers(grad_keys_.get() + index * shape_.head_depth, shape_.scale, shape_.head_dim, type,
+                      row_of(branch.grad_key, type, s.batch, row, s.group));
+        write_numbers(grad_values_.get() + index * shape_.value_depth, 1.0f, shape_.value_dim, type,
+                      row_of(branch.grad_value, type, s.batch, row, s.group));
       }
     }
   }
 
-  static void write(Number* to, const float* from, int count, float factor) {
-    for (int feature = 0; feature < count; ++feature) from_float(from[feature] * factor, to[feature]);
-  }
-
   typename Engine::Session session_;
-  const Call<Engine, Number>& call_;
+  const Call<Engine>& call_;
   const PackedCall<Engine>& packed_;
   const RowFacts* facts_;
   const std::vector<int64_t>& first_row_;

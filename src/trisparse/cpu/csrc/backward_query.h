@@ -44,12 +44,12 @@ inline void score_gradients(const float* scores, const float* products, const Ti
   }
 }
 
-template <class Engine, class Number>
+template <class Engine>
 class QueryGradWorker {
  public:
   using Element = typename Engine::Element;
 
-  QueryGradWorker(const Call<Engine, Number>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
+  QueryGradWorker(const Call<Engine>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
                   const std::vector<int64_t>& first_row)
       : call_(call),
         packed_(packed),
@@ -66,13 +66,13 @@ class QueryGradWorker {
     const ChunkRows rows = call_.rows(chunk);
     const Shape& shape = call_.shape;
     const Problem& p = call_.problem;
-    stage_chunk<Engine, Number>(p.query, rows, shape.head_dim, shape.head_depth, query_.get());
-    stage_chunk<Engine, Number>(p.grad_out, rows, shape.value_dim, shape.value_depth, grad_.get());
+    stage_chunk<Engine>(p.query, p.data_type, rows, shape.head_dim, shape.head_depth, query_.get());
+    stage_chunk<Engine>(p.grad_out, p.data_type, rows, shape.value_dim, shape.value_depth, grad_.get());
     std::fill(sums_.get(), sums_.get() + round_up(rows.count(), kPairRows) * shape.head_depth, 0.0f);
     const int64_t first = first_row_[size_t(chunk.sequence)] + chunk.first_token * shape.heads;
     for (int branch = 0; branch < kBranches; ++branch) {
       if (!call_.has(branch)) continue;
-      collect_facts<Engine, Number>(p, rows, branch, first, facts_[branch]);
+      collect_facts<Engine>(p, rows, branch, first, facts_[branch]);
       const RowFacts& all = facts_[branch];
       const ChunkFacts facts{all.log_sum_exp.get() + first, all.delta.get() + first, all.gate.get() + first, low(),
                              high()};
@@ -206,14 +206,14 @@ class QueryGradWorker {
 
   void write(const ChunkRows& rows) {
     for (int64_t row = 0; row < rows.count(); ++row) {
-      Number* to = rows.template in<Number>(call_.problem.grad_query, row);
-      const float* from = sums_.get() + row * call_.shape.head_depth;
-      for (int feature = 0; feature < call_.shape.head_dim; ++feature) from_float(from[feature] * float(call_.problem.scale), to[feature]);
+      const int32_t type = call_.problem.data_type;
+      write_numbers(sums_.get() + row * call_.shape.head_depth, call_.shape.scale, call_.shape.head_dim, type,
+                    rows.in(call_.problem.grad_query, type, row));
     }
   }
 
   typename Engine::Session session_;
-  const Call<Engine, Number>& call_;
+  const Call<Engine>& call_;
   const PackedCall<Engine>& packed_;
   const RowFacts* facts_;
   const std::vector<int64_t>& first_row_;

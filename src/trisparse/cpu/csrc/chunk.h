@@ -48,20 +48,23 @@ struct ChunkRows {
   int64_t tensor_row(int64_t row) const { return sequence.first_row + chunk.first_token + row / heads; }
   int64_t tensor_head(int64_t row) const { return sequence.group * heads + row % heads; }
 
-  template <class Number>
-  Number* in(const Tensor& tensor, int64_t row) const {
-    return row_of<Number>(tensor, sequence.batch, tensor_row(row), tensor_head(row));
+  int64_t offset(const Tensor& tensor, int64_t row) const {
+    return offset_of(tensor, sequence.batch, tensor_row(row), tensor_head(row));
+  }
+
+  void* in(const Tensor& tensor, int32_t type, int64_t row) const {
+    return row_of(tensor, type, sequence.batch, tensor_row(row), tensor_head(row));
   }
 };
 
 // Rows of a query-shaped tensor as left operand [rows, rounded up to 32][padded]
-template <class Engine, class Number>
-inline void stage_chunk(const Tensor& tensor, const ChunkRows& rows, int count, int padded,
+template <class Engine>
+inline void stage_chunk(const Tensor& tensor, int32_t type, const ChunkRows& rows, int count, int padded,
                         typename Engine::Element* to) {
   // heads that lie side by side, without padding, are copied together
   const int together = tensor.head_stride == padded && count == padded ? rows.heads : 1;
   for (int64_t row = 0; row < rows.count(); row += together) {
-    stage_row<Engine>(rows.template in<const Number>(tensor, row), together * count, together * padded, to + row * padded);
+    stage_row<Engine>(rows.in(tensor, type, row), type, together * count, together * padded, to + row * padded);
   }
   const int64_t end = round_up(rows.count(), kPairRows);
   std::fill(to + rows.count() * padded, to + end * padded, typename Engine::Element(0));

@@ -97,9 +97,7 @@ class CompressedForward {
         const int64_t count = std::min(own + 1, known);
         for (int64_t block = 0; block < count; ++block) scores_[size_t(block)] += pooled[block] * weight;
       }
-      top_.choose(scores_.data(), own,
-                  row_of<int32_t>(problem_.ids, rows.sequence.batch,
-                                  rows.sequence.first_row + rows.chunk.first_token + token, rows.sequence.group));
+      top_.choose(scores_.data(), own, ids_of(problem_, rows.sequence, rows.chunk.first_token + token));
     }
   }
 

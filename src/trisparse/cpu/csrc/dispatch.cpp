@@ -115,3 +115,9 @@ TRISPARSE_EXPORT int32_t trisparse_backward(const trisparse::Problem* problem) {
   const trisparse::Kernels* kernels = trisparse::kernels_for(problem->data_type);
   return kernels ? kernels->backward(*problem, trisparse::pool) : int32_t(trisparse::kInvalid);
 }
+
+// the set that a call with this data type would run; null if none takes it
+TRISPARSE_EXPORT const char* trisparse_instructions_for(int32_t data_type) {
+  const trisparse::Kernels* kernels = trisparse::kernels_for(data_type);
+  return kernels ? kernels->name : nullptr;
+}

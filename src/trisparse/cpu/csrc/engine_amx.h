@@ -51,7 +51,7 @@ class AmxEngine {
 
   static float element_to_float(Element element) { return to_float(BFloat16{element}); }
 
-  static void stage(const BFloat16* from, int64_t count, Element* to) { std::memcpy(to, from, 2 * count); }
+  static void stage(const void* from, int32_t, int64_t count, Element* to) { std::memcpy(to, from, 2 * size_t(count)); }
 
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {
     for (int column = 0; column < columns; column += kPanel) {

@@ -20,10 +20,7 @@ class FloatEngine {
 
   static float element_to_float(Element element) { return element; }
 
-  template <class Number>
-  static void stage(const Number* from, int64_t count, Element* to) {
-    for (int64_t index = 0; index < count; ++index) to[index] = to_float(from[index]);
-  }
+  static void stage(const void* from, int32_t type, int64_t count, Element* to) { read_numbers(from, type, count, to); }
 
   // Right operand of depth `depth` whose columns are the rows of `from`
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {

@@ -11,7 +11,7 @@
 namespace trisparse::TRISPARSE_SET {
 
 // Everything that the chunks of a call share
-template <class Engine, class Number>
+template <class Engine>
 struct Call {
   using Element = typename Engine::Element;
 
@@ -62,17 +62,23 @@ struct Call {
   int most_tokens = 0;
 };
 
-// The packed keys and values of a call. Where selected and window branch share theirs, they share the packing.
+// The lowest token that the window branch of a sequence sees
+inline int64_t first_window_key(const Problem& p, const Sequence& s) { return visible_keys(p, kWindow, s.start).low; }
+
+// The packed keys and values of a call. Where selected and window branch share theirs, they share the packing, unless a
+// window begins inside a tile: tokens before it must be absent there, while the selected branch may see them.
 template <class Engine>
 struct PackedCall {
-  explicit PackedCall(const Problem& p, const KeyOrder& order)
+  PackedCall(const Problem& p, const std::vector<Sequence>& sequences, const KeyOrder& order)
       : compressed(Tiling(order)), selected(Tiling(p.select_block)), own_window(Tiling(kTileKeys)) {
     const Branch &a = p.branches[kSelected], &b = p.branches[kWindow];
     const auto same = [](const Tensor& x, const Tensor& y) {
       return x.data == y.data && x.batch_stride == y.batch_stride && x.row_stride == y.row_stride &&
              x.head_stride == y.head_stride;
     };
-    shared = p.select_block == kTileKeys && a.key.data && same(a.key, b.key) && same(a.value, b.value);
+    const auto whole_tiles = [&](const Sequence& s) { return first_window_key(p, s) % kTileKeys == 0; };
+    shared = p.select_block == kTileKeys && a.key.data && same(a.key, b.key) && same(a.value, b.value) &&
+             std::all_of(sequences.begin(), sequences.end(), whole_tiles);
   }
 
   const PackedBranch<Engine>& window() const { return shared ? selected : own_window; }
@@ -87,7 +93,7 @@ inline std::vector<std::vector<uint8_t>> wanted_blocks(const Problem& p, const s
   for (const Sequence& s : sequences) {
     std::vector<uint8_t> blocks(size_t((s.tokens + p.select_block - 1) / p.select_block), 0);
     for (int64_t row = 0; row < s.rows; ++row) {
-      const int32_t* ids = row_of<const int32_t>(p.ids, s.batch, s.first_row + row, s.group);
+      const int32_t* ids = ids_of(p, s, row);
       for (int64_t slot = 0; slot < p.slots; ++slot) {
         if (ids[slot] >= 0 && size_t(ids[slot]) < blocks.size()) blocks[size_t(ids[slot])] = 1;
       }
@@ -107,23 +113,27 @@ inline bool few_rows(const Problem& p, const std::vector<Sequence>& sequences) {
   return pairs < blocks;
 }
 
-template <class Engine, class Number>
-Status pack_compressed(const Call<Engine, Number>& call, Forms forms, PackedCall<Engine>& packed) {
+template <class Engine>
+Status pack_compressed(const Call<Engine>& call, Forms forms, PackedCall<Engine>& packed) {
   if (!call.has(kCompressed)) return kOk;
   if (!call.problem.branches[kCompressed].value.data) forms = kScoreForms;
-  const auto keys_of = [](const Sequence& s) { return std::pair(s.first_block, s.blocks); };
+  const auto keys_of = [](const Sequence& s) { return Keys{s.first_block, s.blocks}; };
   const auto all = [](size_t, int64_t) { return true; };
-  return pack_branch<Engine, Number>(call.shape, call.sequences, call.problem.branches[kCompressed], forms, keys_of,
+  return pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, call.problem.branches[kCompressed], forms, keys_of,
                                      all, call.pool, packed.compressed);
 }
 
 // `few`: leave out blocks that nobody chose (then ids must be known)
-template <class Engine, class Number>
-Status pack_tokens(const Call<Engine, Number>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
+template <class Engine>
+Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
   const Problem& p = call.problem;
-  const auto keys_of = [](const Sequence& s) { return std::pair(s.first_token, s.tokens); };
+  const auto all_keys = [](const Sequence& s) { return Keys{s.first_token, s.tokens}; };
+  // tokens before the first row's window are as good as absent, also where they are not finite
+  const auto window_keys = [&](const Sequence& s) {
+    return Keys{s.first_token, s.tokens, first_window_key(p, s)};
+  };
   const auto in_window = [&](size_t index, int64_t tile) {
-    return (tile + 1) * kTileKeys > call.sequences[index].start - p.window + 1;
+    return (tile + 1) * kTileKeys > first_window_key(p, call.sequences[index]);
   };
   Status status = kOk;
   if (call.has(kSelected)) {
@@ -132,23 +142,23 @@ Status pack_tokens(const Call<Engine, Number>& call, Forms forms, bool few, Pack
     const auto wanted = [&](size_t index, int64_t tile) {
       return !few || blocks[index][size_t(tile / per_block)] || (packed.shared && in_window(index, tile));
     };
-    status = pack_branch<Engine, Number>(call.shape, call.sequences, p.branches[kSelected], forms, keys_of, wanted,
+    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kSelected], forms, all_keys, wanted,
                                          call.pool, packed.selected);
   }
   if (status == kOk && call.has(kWindow) && !packed.shared) {
-    status = pack_branch<Engine, Number>(call.shape, call.sequences, p.branches[kWindow], forms, keys_of, in_window,
+    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kWindow], forms, window_keys, in_window,
                                          call.pool, packed.own_window);
   }
   return status;
 }
 
 // One thread's memory, and the forward of one chunk in it
-template <class Engine, class Number>
+template <class Engine>
 class ForwardWorker {
  public:
   using Element = typename Engine::Element;
 
-  ForwardWorker(const Call<Engine, Number>& call, const PackedCall<Engine>& packed)
+  ForwardWorker(const Call<Engine>& call, const PackedCall<Engine>& packed)
       : call_(call),
         packed_(packed),
         compressed_(call.problem, call.order),
@@ -164,14 +174,14 @@ class ForwardWorker {
   // Adds the branches `first` .. `last` of a chunk to `whole` [most_rows][value_depth]
   void attend(const Chunk& chunk, int first, int last, float* whole) {
     const ChunkRows rows = call_.rows(chunk);
-    stage_chunk<Engine, Number>(call_.problem.query, rows, call_.shape.head_dim, call_.shape.head_depth, query_.get());
+    stage_chunk<Engine>(call_.problem.query, call_.problem.data_type, rows, call_.shape.head_dim, call_.shape.head_depth, query_.get());
     for (int branch = first; branch <= last; ++branch) {
       if (!call_.has(branch)) continue;
       state_.reset(round_up(rows.count(), kPairRows));
       attend_branch(branch, rows);
-      finish_branch<Engine, Number>(call_.problem, call_.shape, rows, branch, state_, whole);
+      finish_branch<Engine>(call_.problem, call_.shape, rows, branch, state_, whole);
     }
-    if (call_.problem.out.data && last == kWindow) write_whole<Number>(call_.problem, call_.shape, rows, whole);
+    if (call_.problem.out.data && last == kWindow) write_whole(call_.problem, call_.shape, rows, whole);
   }
 
  private:
@@ -191,7 +201,7 @@ class ForwardWorker {
   }
 
   typename Engine::Session session_;
-  const Call<Engine, Number>& call_;
+  const Call<Engine>& call_;
   const PackedCall<Engine>& packed_;
   CompressedForward<Engine> compressed_;
   SelectedForward<Engine> selected_;
@@ -203,12 +213,12 @@ class ForwardWorker {
 };
 
 // Chunks in parallel, branches `first` .. `last`. The sums of all chunks are kept where another pass will add to them.
-template <class Engine, class Number>
-Status forward_pass(const Call<Engine, Number>& call, const PackedCall<Engine>& packed, int first, int last,
+template <class Engine>
+Status forward_pass(const Call<Engine>& call, const PackedCall<Engine>& packed, int first, int last,
                     const Buffer<float>* kept) {
   const int64_t size = call.most_rows() * call.shape.value_depth;
   struct Worker {
-    ForwardWorker<Engine, Number> forward;
+    ForwardWorker<Engine> forward;
     Buffer<float> whole;
   };
   const auto make_worker = [&] { return Worker{{call, packed}, Buffer<float>(kept ? 0 : size)}; };
@@ -222,20 +232,19 @@ Status forward_pass(const Call<Engine, Number>& call, const PackedCall<Engine>& 
 }
 
 // Results are about to be written for the first time
-template <class Number>
 inline void advise_results(const Problem& p) {
   const auto advise = [&](const Tensor& tensor) {
-    if (tensor.data) advise_large_pages(tensor.data, p.batch * p.query_rows * p.heads * p.value_dim * int64_t(sizeof(Number)));
+    if (tensor.data) advise_large_pages(tensor.data, p.batch * p.query_rows * p.heads * p.value_dim * size_of(p.data_type));
   };
   advise(p.out);
   for (const Branch& branch : p.branches) advise(branch.out);
 }
 
-template <class Engine, class Number>
+template <class Engine>
 Status forward(const Problem& p, const ThreadPool& pool) {
-  advise_results<Number>(p);
-  const Call<Engine, Number> call(p, pool);
-  PackedCall<Engine> packed(p, call.order);
+  advise_results(p);
+  const Call<Engine> call(p, pool);
+  PackedCall<Engine> packed(p, call.sequences, call.order);
   Status status = pack_compressed(call, kForwardForms, packed);
   if (status != kOk) return status;
   const bool few = call.has(kSelected) && few_rows(p, call.sequences);

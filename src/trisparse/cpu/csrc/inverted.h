@@ -31,7 +31,7 @@ struct InvertedIds {
     std::vector<int32_t> chosen;
     for (int64_t token = 0; token < sequence.rows; ++token) {
       const int64_t own = (sequence.start + token) / p.select_block;
-      const int32_t* ids = row_of<const int32_t>(p.ids, sequence.batch, sequence.first_row + token, sequence.group);
+      const int32_t* ids = ids_of(p, sequence, token);
       chosen.clear();
       for (int64_t slot = 0; slot < p.slots; ++slot) {
         if (ids[slot] >= 0 && ids[slot] <= own) chosen.push_back(ids[slot]);

@@ -5,27 +5,18 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-template <class Engine, bool forwards, class Number>
+template <Status (*function)(const Problem&, const ThreadPool&)>
 int32_t run(const Problem& p, const ThreadPool& pool) {
   try {
-    if constexpr (forwards) {
-      return forward<Engine, Number>(p, pool);
-    } else {
-      return backward<Engine, Number>(p, pool);
-    }
+    return function(p, pool);
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
   }
 }
 
-template <bool forwards>
-int32_t run_float(const Problem& p, const ThreadPool& pool) {
-  switch (p.data_type) {
-    case kFloat32: return run<FloatEngine, forwards, float>(p, pool);
-    case kBFloat16: return run<FloatEngine, forwards, BFloat16>(p, pool);
-    case kFloat16: return run<FloatEngine, forwards, Float16>(p, pool);
-  }
-  return kInvalid;
+template <class Engine>
+constexpr Kernels table(const char* name, bool (*takes)(int32_t data_type)) {
+  return {name, takes, run<forward<Engine>>, run<backward<Engine>>};
 }
 
 inline bool takes_floats(int32_t data_type) { return data_type >= kFloat32 && data_type <= kFloat16; }

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "interface.h"
+
 namespace trisparse::TRISPARSE_SET {
 
 template <class To, class From>
@@ -52,6 +54,33 @@ inline void from_float(float number, Float16& to) {
   const uint32_t finite = size < 0x38800000 ? small : normal;
   const uint32_t large = size > 0x7f800000 ? 0x7e00 : 0x7c00;
   to.bits = uint16_t(sign | (size >= 0x477ff000 ? large : finite));
+}
+
+inline int64_t size_of(int32_t type) { return type == kFloat32 ? 4 : 2; }
+
+template <class Number>
+inline void read_numbers(const void* from, int64_t count, float* to) {
+  const Number* numbers = static_cast<const Number*>(from);
+  for (int64_t index = 0; index < count; ++index) to[index] = to_float(numbers[index]);
+}
+
+template <class Number>
+inline void write_numbers(const float* from, float factor, int64_t count, void* to) {
+  Number* numbers = static_cast<Number*>(to);
+  for (int64_t index = 0; index < count; ++index) from_float(from[index] * factor, numbers[index]);
+}
+
+// Neighbouring numbers of a tensor of data type `type`
+inline void read_numbers(const void* from, int32_t type, int64_t count, float* to) {
+  if (type == kFloat32) return read_numbers<float>(from, count, to);
+  if (type == kBFloat16) return read_numbers<BFloat16>(from, count, to);
+  read_numbers<Float16>(from, count, to);
+}
+
+inline void write_numbers(const float* from, float factor, int64_t count, int32_t type, void* to) {
+  if (type == kFloat32) return write_numbers<float>(from, factor, count, to);
+  if (type == kBFloat16) return write_numbers<BFloat16>(from, factor, count, to);
+  write_numbers<Float16>(from, factor, count, to);
 }
 
 }  // namespace trisparse::TRISPARSE_SET

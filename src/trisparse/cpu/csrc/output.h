@@ -6,32 +6,17 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-inline float read_number(const void* data, int64_t index, int32_t type) {
-  if (type == kFloat32) return static_cast<const float*>(data)[index];
-  if (type == kBFloat16) return to_float(static_cast<const BFloat16*>(data)[index]);
-  return to_float(static_cast<const Float16*>(data)[index]);
-}
-
-inline void write_number(void* data, int64_t index, int32_t type, float number) {
-  if (type == kFloat32) {
-    static_cast<float*>(data)[index] = number;
-  } else if (type == kBFloat16) {
-    from_float(number, static_cast<BFloat16*>(data)[index]);
-  } else {
-    from_float(number, static_cast<Float16*>(data)[index]);
-  }
-}
-
 // gate [batch, row, head, branch] of a row of a chunk
 inline float gate_of(const Problem& p, const ChunkRows& rows, int64_t row, int branch) {
-  const int64_t offset = rows.sequence.batch * p.gates.batch_stride + rows.tensor_row(row) * p.gates.row_stride +
-                         rows.tensor_head(row) * p.gates.head_stride + branch;
-  return read_number(p.gates.data, offset, p.gates_type);
+  float gate;
+  const char* gates = static_cast<const char*>(rows.in(p.gates, p.gates_type, row));
+  read_numbers(gates + branch * size_of(p.gates_type), p.gates_type, 1, &gate);
+  return gate;
 }
 
 // Divides a branch's sums by their totals: output 0 and log-sum-exp -inf where nothing was seen. With gates, adds the
 // gated output to `whole` [rows][value_depth].
-template <class Engine, class Number>
+template <class Engine>
 inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows& rows, int index,
                           const SoftmaxRows& state, float* whole) {
   const Branch& branch = p.branches[index];
@@ -41,11 +26,10 @@ inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows&
     const float* sums = state.sums + row * state.sums_stride;
     if (branch.log_sum_exp.data) {
       const float lse = total == 0.0f ? -kInfinity : Exponent<Engine>::log_sum_exp(state.reference[row], total);
-      *rows.template in<float>(branch.log_sum_exp, row) = lse;
+      static_cast<float*>(branch.log_sum_exp.data)[rows.offset(branch.log_sum_exp, row)] = lse;
     }
     if (branch.out.data) {
-      Number* out = rows.template in<Number>(branch.out, row);
-      for (int feature = 0; feature < shape.value_dim; ++feature) from_float(sums[feature] * inverse, out[feature]);
+      write_numbers(sums, inverse, shape.value_dim, p.data_type, rows.in(branch.out, p.data_type, row));
     }
     if (p.out.data) {
       const float gate = gate_of(p, rows, row, index);
@@ -56,12 +40,9 @@ inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows&
   }
 }
 
-template <class Number>
 inline void write_whole(const Problem& p, const Shape& shape, const ChunkRows& rows, const float* whole) {
   for (int64_t row = 0; row < rows.count(); ++row) {
-    Number* out = rows.template in<Number>(p.out, row);
-    const float* from = whole + row * shape.value_depth;
-    for (int feature = 0; feature < shape.value_dim; ++feature) from_float(from[feature], out[feature]);
+    write_numbers(whole + row * shape.value_depth, 1.0f, shape.value_dim, p.data_type, rows.in(p.out, p.data_type, row));
   }
 }
 

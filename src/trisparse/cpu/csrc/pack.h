@@ -36,10 +36,11 @@ struct KeyOrder {
   std::vector<int32_t> first, last;  // lowest and highest key of each tile
 };
 
-// Column c of a tile is key `first + key[c]` of a sequence, if key[c] < count; else it is zero
+// Column c of a tile is key `first + key[c]` of a sequence, if lowest <= key[c] < count; else it is zero
 struct Span {
   int64_t first, count;
   const int32_t* key;
+  int64_t lowest = 0;
 };
 
 // How the keys of a sequence are cut into tiles: in the order of a KeyOrder, or in blocks, several tiles to a block of
@@ -73,21 +74,21 @@ class Tiling {
   KeyOrder identity_{kTileKeys, 1};
 };
 
-template <class Engine, class Number>
-inline void stage_row(const Number* from, int count, int padded, typename Engine::Element* to) {
-  Engine::stage(from, count, to);
+template <class Engine>
+inline void stage_row(const void* from, int32_t type, int count, int padded, typename Engine::Element* to) {
+  Engine::stage(from, type, count, to);
   for (int index = count; index < padded; ++index) to[index] = typename Engine::Element(0);
 }
 
 // The rows of a tile as elements [64][padded]; `first_row` is the tensor's row of the sequence's key 0
-template <class Engine, class Number>
-inline void stage_tile(const Tensor& tensor, const Sequence& sequence, int64_t first_row, const Span& span, int count,
+template <class Engine>
+inline void stage_tile(const Tensor& tensor, int32_t type, const Sequence& sequence, int64_t first_row, const Span& span, int count,
                        int padded, typename Engine::Element* to) {
   for (int column = 0; column < kTileKeys; ++column) {
     typename Engine::Element* place = to + column * padded;
-    if (span.key[column] < span.count) {
+    if (span.lowest <= span.key[column] && span.key[column] < span.count) {
       const int64_t row = first_row + span.first + span.key[column];
-      stage_row<Engine>(row_of<const Number>(tensor, sequence.batch, row, sequence.group), count, padded, place);
+      stage_row<Engine>(row_of(tensor, type, sequence.batch, row, sequence.group), type, count, padded, place);
     } else {
       std::fill(place, place + padded, typename Engine::Element(0));
     }
@@ -109,6 +110,11 @@ struct Operand {
   Buffer<Element> data;
 };
 
+// What a branch may see of a sequence: rows first_row + lowest .. first_row + count - 1 of its tensors
+struct Keys {
+  int64_t first_row, count, lowest = 0;
+};
+
 // Which of a branch's tensors are wanted in which form
 struct Forms {
   bool key_columns, key_depth, value_columns, value_depth;
@@ -127,14 +133,14 @@ struct PackedBranch {
   explicit PackedBranch(Tiling tiling) : tiling(std::move(tiling)) {}
 };
 
-// `keys_of(sequence)` -> {first row in the tensor, number of keys}; `wanted(sequence, tile)` leaves tiles out
-template <class Engine, class Number, class KeysOf, class Wanted>
-Status pack_branch(const Shape& shape, const std::vector<Sequence>& sequences, const Branch& branch, Forms forms,
+// `keys_of(sequence)` -> Keys; `wanted(sequence, tile)` leaves tiles out
+template <class Engine, class KeysOf, class Wanted>
+Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences, const Branch& branch, Forms forms,
                    KeysOf keys_of, Wanted wanted, const ThreadPool& pool, PackedBranch<Engine>& packed) {
   using Element = typename Engine::Element;
   packed.first_tile.assign(1, 0);
   for (const Sequence& sequence : sequences) {
-    packed.first_tile.push_back(packed.first_tile.back() + packed.tiling.tiles(keys_of(sequence).second));
+    packed.first_tile.push_back(packed.first_tile.back() + packed.tiling.tiles(keys_of(sequence).count));
   }
   const int64_t tiles = packed.first_tile.back();
   const auto make = [&](bool asked, int features) { return Operand<Engine>(asked ? tiles : 0, features); };
@@ -150,12 +156,13 @@ Status pack_branch(const Shape& shape, const std::vector<Sequence>& sequences, c
     const int64_t inside = tile - packed.first_tile[index];
     const Sequence& sequence = sequences[index];
     if (!wanted(index, inside)) return;
-    const int64_t first_row = keys_of(sequence).first;
-    const Span span = packed.tiling.span(inside, keys_of(sequence).second);
+    const Keys keys = keys_of(sequence);
+    Span span = packed.tiling.span(inside, keys.count);
+    span.lowest = keys.lowest - span.first;
     const auto put = [&](const Tensor& tensor, int count, int padded, const Operand<Engine>& columns,
                          const Operand<Engine>& depth) {
       if (!columns.data.get() && !depth.data.get()) return;
-      stage_tile<Engine, Number>(tensor, sequence, first_row, span, count, padded, rows.get());
+      stage_tile<Engine>(tensor, type, sequence, keys.first_row, span, count, padded, rows.get());
       if (columns.data.get()) Engine::pack_columns(rows.get(), padded, kTileKeys, padded, columns.tile(tile));
       if (depth.data.get()) Engine::pack_rows(rows.get(), padded, kTileKeys, padded, depth.tile(tile));
     };

@@ -22,9 +22,7 @@ inline void collect_pairs(const Problem& p, const ChunkRows& rows, std::vector<P
   pairs.clear();
   for (int token = 0; token < rows.chunk.tokens; ++token) {
     const int64_t own = (rows.chunk.position(rows.sequence) + token) / p.select_block;
-    const int32_t* ids = row_of<const int32_t>(p.ids, rows.sequence.batch,
-                                               rows.sequence.first_row + rows.chunk.first_token + token,
-                                               rows.sequence.group);
+    const int32_t* ids = ids_of(p, rows.sequence, rows.chunk.first_token + token);
     for (int64_t slot = 0; slot < p.slots; ++slot) {
       if (ids[slot] >= 0 && ids[slot] <= own) pairs.push_back({ids[slot], token});
     }

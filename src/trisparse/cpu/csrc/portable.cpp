@@ -5,6 +5,6 @@
 
 namespace trisparse {
 extern const Kernels kPortableKernels;
-const Kernels kPortableKernels{"portable", portable::takes_floats, portable::run_float<true>,
-                               portable::run_float<false>};
+// set by the compiler: nothing of this file may run before it is known that the processor can
+constinit const Kernels kPortableKernels = portable::table<portable::FloatEngine>("portable", portable::takes_floats);
 }  // namespace trisparse

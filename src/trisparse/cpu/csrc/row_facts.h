@@ -22,26 +22,33 @@ inline std::vector<int64_t> first_rows(const std::vector<Sequence>& sequences, i
   return first;
 }
 
+inline float dot(const float* a, const float* b, int64_t count) {
+  Floats sums{};
+  int64_t index = 0;
+  for (; index + kLanes <= count; index += kLanes) sums += load(a + index) * load(b + index);
+  float rest = 0.0f;
+  for (; index < count; ++index) rest += a[index] * b[index];
+  return sum(sums) + rest;
+}
+
 // Reads log-sum-exp and gate, computes delta, writes the gate's gradient out . grad_out. `first`: the facts' index of
 // the chunk's row 0.
-template <class Engine, class Number>
+template <class Engine>
 inline void collect_facts(const Problem& p, const ChunkRows& rows, int branch, int64_t first, const RowFacts& facts) {
   const Branch& tensors = p.branches[branch];
+  std::vector<float> out(size_t(p.value_dim)), grad(size_t(p.value_dim));
   for (int64_t row = 0; row < rows.count(); ++row) {
-    const Number* out = rows.template in<const Number>(tensors.out, row);
-    const Number* grad = rows.template in<const Number>(p.grad_out, row);
-    float product = 0.0f;
-    for (int64_t feature = 0; feature < p.value_dim; ++feature) product += to_float(out[feature]) * to_float(grad[feature]);
-    const float lse = *rows.template in<const float>(tensors.log_sum_exp, row);
+    read_numbers(rows.in(tensors.out, p.data_type, row), p.data_type, p.value_dim, out.data());
+    read_numbers(rows.in(p.grad_out, p.data_type, row), p.data_type, p.value_dim, grad.data());
+    const float product = dot(out.data(), grad.data(), p.value_dim);
+    const float lse = static_cast<const float*>(tensors.log_sum_exp.data)[rows.offset(tensors.log_sum_exp, row)];
     const float gate = p.gates.data ? gate_of(p, rows, row, branch) : 1.0f;
     facts.log_sum_exp[first + row] = lse == -kInfinity ? kInfinity : Exponent<Engine>::from_natural(lse);
     facts.delta[first + row] = gate * product;
     facts.gate[first + row] = gate;
     if (p.grad_gates.data) {
-      const int64_t offset = rows.sequence.batch * p.grad_gates.batch_stride +
-                             rows.tensor_row(row) * p.grad_gates.row_stride +
-                             rows.tensor_head(row) * p.grad_gates.head_stride + branch;
-      write_number(p.grad_gates.data, offset, p.gates_type, product);
+      char* gates = static_cast<char*>(rows.in(p.grad_gates, p.gates_type, row));
+      write_numbers(&product, 1.0f, 1, p.gates_type, gates + branch * size_of(p.gates_type));
     }
   }
 }

@@ -3,7 +3,7 @@
 #pragma once
 #include "chunk.h"
 #include "gather.h"
-#include "limits.h"
+#include "visibility.h"
 #include "pairs.h"
 #include "scores.h"
 

@@ -6,6 +6,7 @@
 
 #include "interface.h"
 #include "matrices.h"
+#include "number.h"
 
 namespace trisparse::TRISPARSE_SET {
 
@@ -62,11 +63,20 @@ inline std::vector<Sequence> sequences_of(const Problem& p) {
   return found;
 }
 
-// The address of feature 0 of a row of a tensor [batch, row, head, feature]
-template <class Number>
-inline Number* row_of(const Tensor& tensor, int64_t batch, int64_t row, int64_t head) {
-  return static_cast<Number*>(tensor.data) + batch * tensor.batch_stride + row * tensor.row_stride +
-         head * tensor.head_stride;
+// Where feature 0 of a row of a tensor [batch, row, head, feature] lies, in elements
+inline int64_t offset_of(const Tensor& tensor, int64_t batch, int64_t row, int64_t head) {
+  return batch * tensor.batch_stride + row * tensor.row_stride + head * tensor.head_stride;
+}
+
+// Its address in a tensor of data type `type`
+inline void* row_of(const Tensor& tensor, int32_t type, int64_t batch, int64_t row, int64_t head) {
+  return static_cast<char*>(tensor.data) + offset_of(tensor, batch, row, head) * size_of(type);
+}
+
+// The ids of a token
+inline int32_t* ids_of(const Problem& p, const Sequence& sequence, int64_t token) {
+  const int64_t offset = offset_of(p.ids, sequence.batch, sequence.first_row + token, sequence.group);
+  return static_cast<int32_t*>(p.ids.data) + offset;
 }
 
 }  // namespace trisparse::TRISPARSE_SET
