@@ -51,7 +51,8 @@ def compile_library(
 def _commands(recipe: Recipe, sets: list[InstructionSet], work: Path) -> dict[str, tuple[str, ...]]:
     """Source file -> the compiler's arguments for it; the last one is the object's path."""
     macros = tuple(one.macro for one in sets)
-    flags = dict.fromkeys(recipe.plain_sources, macros) | {one.source: one.flags for one in sets}
+    # the plainest first: of an inline function that several objects contain, the linker keeps the first
+    flags = dict.fromkeys(recipe.plain_sources, macros) | {one.source: one.flags for one in reversed(sets)}
     return {
         name: (*recipe.flags, *special, "-c", str(recipe.sources / name), "-o", str(work / f"{name}.o"))
         for name, special in flags.items()
