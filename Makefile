@@ -1,20 +1,31 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check clean test-gpu bench-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
 	$(BIN)/trisparse demo
 
+# the second run has Triton's kernels interpreted; they then cannot be compiled, as some tests of the first do
 test: .venv/test.stamp
 	$(BIN)/pytest
+	TRITON_INTERPRET=1 $(BIN)/pytest tests/triton_interpreter
 
 # format, lint, types; rewrites files where the formatter disagrees
 check: .venv/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+# on a machine with a CUDA GPU, by its own Python with torch, Triton and pytest: nothing is installed.
+# Its versions need not be ours, so that warnings are shown and end nothing.
+test-gpu:
+	PYTHONPATH=src $(PYTHON) -m pytest -n 8 --dist loadgroup -W default -k "gpu or triton" tests/gpu tests/test_*.py
+
+# ceilings, then the whole op and its parts beside full attention; writes benchmarks/results/gpu/
+bench-gpu:
+	PYTHONPATH=src $(PYTHON) tools/bench_gpu
 
 .venv/run.stamp: requirements/torch.txt requirements/run.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) tools/make_venv.py .venv

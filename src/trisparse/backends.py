@@ -1,7 +1,9 @@
 """What can run here, why the rest cannot, and what `backend="auto"` means."""
 
 import importlib
+import importlib.util
 import logging
+import os
 from functools import cache
 from types import ModuleType
 
@@ -10,13 +12,13 @@ import torch
 _LOG = logging.getLogger("trisparse")
 
 # name -> the room that implements it; "reference" is called directly, because autograd differentiates it
-_ROOMS = {"torch": "trisparse.chunked", "cpu": "trisparse.cpu.attention"}
+_ROOMS = {"torch": "trisparse.chunked", "cpu": "trisparse.cpu.attention", "triton": "trisparse.triton"}
 NAMES = ("reference", "torch", "cpu", "triton")
 # kernels, best first, and what they take (spec 9); the other two take anything on any device
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _KERNELS = {"triton": ("cuda", _NARROW), "cpu": ("cpu", _NARROW)}
 # backends with one operator for the whole op, forward and backward
-FUSED = ("cpu",)
+FUSED = ("cpu", "triton")
 
 
 def available_backends() -> dict[str, str | None]:
@@ -30,14 +32,27 @@ def available_backends() -> dict[str, str | None]:
 def _why_not(name: str) -> str | None:
     """None if backend `name` can run here, else the reason."""
     if name == "triton":
-        return "the Triton kernels are not part of this version"
+        return _why_not_triton()
     if name == "cpu":
         return importlib.import_module("trisparse.cpu.library").unavailable_reason()
     return None
 
 
+def _why_not_triton() -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (pip install triton)"
+    if torch.cuda.is_available() or _interprets():
+        return None
+    return "torch sees no GPU, and Triton's interpreter is not asked for (TRITON_INTERPRET=1)"
+
+
+def _interprets() -> bool:
+    """Whether Triton kernels run in its interpreter, on the CPU: for tests, thousands of times slower."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
 def _best(device: str, dtype: torch.dtype) -> str:
-    """What "auto" means for tensors of `dtype` on `device`, a device type."""
+    """What "auto" means for tensors of `dtype` on `device`, a device type; never an interpreter."""
     for name, (its_device, its_dtypes) in _KERNELS.items():
         if device == its_device and dtype in its_dtypes:
             reason = _why_not(name)
@@ -85,6 +100,8 @@ def choose(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32
     if reason is not None:
         raise NotImplementedError(f"backend: {backend!r} cannot run here: {reason}")
     its_device, its_dtypes = _KERNELS.get(backend, (device, (dtype,)))
+    if backend == "triton" and _interprets():
+        its_device = "cpu"
     if device != its_device or dtype not in its_dtypes:
         names = ", ".join(str(each).removeprefix("torch.") for each in its_dtypes)
         raise NotImplementedError(

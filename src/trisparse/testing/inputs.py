@@ -18,8 +18,13 @@ DTYPES = {"reference": _WIDE, "torch": _WIDE, "cpu": _NARROW, "triton": _NARROW}
 
 
 def usable_backends(dtype: torch.dtype | None = None) -> list[str]:
-    """The backends that can run here, the reference first; only those that take `dtype`, if it is given."""
+    """The backends that can run here, the reference first; only those that take `dtype`, if it is given.
+
+    Without "triton" where there is only its interpreter, which takes hours for what kernels do in seconds.
+    """
     usable = [name for name, reason in available_backends().items() if reason is None]
+    if not torch.cuda.is_available():
+        usable = [name for name in usable if name != "triton"]
     return [name for name in usable if dtype is None or dtype in DTYPES[name]]
 
 

@@ -1,4 +1,5 @@
-// bfloat16 products in AMX tiles; other data types are left to the next instruction set, which computes in float.
+// bfloat16 products in AMX tiles; other data types are left to the next instruction set, which computes in
+// float.
 #define TRISPARSE_SET amx
 #include "engine_amx.h"
 #include "kernels.h"

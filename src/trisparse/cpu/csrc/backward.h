@@ -5,7 +5,8 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-// Tiles that share one packing of the rows that see them: fewer where there is little to share out among the threads
+// Tiles that share one packing of the rows that see them: fewer where there is little to share out among the
+// threads
 constexpr int64_t kMostKeyTiles = 4;
 
 template <class Engine>
@@ -20,7 +21,8 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
                                                  : packed.window().tiling;
     int64_t all = 0;
     for (const Sequence& s : call.sequences) all += tiling.tiles(branch == kCompressed ? s.blocks : s.tokens);
-    // the tiles of a block have its rows in common; other tiles are grouped while every thread has several groups
+    // the tiles of a block have its rows in common; other tiles are grouped while every thread has several
+    // groups
     const int64_t step = branch == kSelected ? tiling.tiles_per_block()
                                              : std::clamp<int64_t>(all / (8 * threads), 1, kMostKeyTiles);
     for (size_t index = 0; index < call.sequences.size(); ++index) {
@@ -38,7 +40,8 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
       }
     }
   }
-  std::stable_sort(tasks.begin(), tasks.end(), [](const KeyTask& a, const KeyTask& b) { return a.work > b.work; });
+  std::stable_sort(tasks.begin(), tasks.end(),
+                   [](const KeyTask& a, const KeyTask& b) { return a.work > b.work; });
   return tasks;
 }
 
@@ -53,7 +56,8 @@ Status backward(const Problem& p, const ThreadPool& pool) {
   PackedCall<Engine> packed(p, call.sequences, call.order);
   {
     Status status = pack_compressed(call, kBackwardForms, packed);
-    if (status == kOk) status = pack_tokens(call, kBackwardForms, call.has(kSelected) && few_rows(p, call.sequences), packed);
+    if (status == kOk)
+      status = pack_tokens(call, kBackwardForms, call.has(kSelected) && few_rows(p, call.sequences), packed);
     if (status != kOk) return status;
     const int64_t tasks = int64_t(call.chunks.size());
     status = run_tasks(

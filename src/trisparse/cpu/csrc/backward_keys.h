@@ -1,8 +1,8 @@
-// Gradients of keys and values, a few tiles of keys at a time, over all rows that see them: no two threads ever write to
-// the same place, and the order of every sum is fixed.
+// Gradients of keys and values, a few tiles of keys at a time, over all rows that see them: no two threads
+// ever write to the same place, and the order of every sum is fixed.
 //
-// Everything is transposed: scores are [keys, rows], so that probabilities are at once the left operands of the two sums
-// over rows. 32 rows are a block, eight blocks a batch whose sums stay in registers.
+// Everything is transposed: scores are [keys, rows], so that probabilities are at once the left operands of
+// the two sums over rows. 32 rows are a block, eight blocks a batch whose sums stay in registers.
 #pragma once
 #include "forward.h"
 #include "inverted.h"
@@ -46,7 +46,8 @@ class KeyGradWorker {
   using Element = typename Engine::Element;
 
   KeyGradWorker(const Call<Engine>& call, const PackedCall<Engine>& packed, const RowFacts* facts,
-                const std::vector<int64_t>& first_row, const std::vector<InvertedIds>& inverted, int64_t most_tiles)
+                const std::vector<int64_t>& first_row, const std::vector<InvertedIds>& inverted,
+                int64_t most_tiles)
       : call_(call),
         packed_(packed),
         facts_(facts),
@@ -68,8 +69,9 @@ class KeyGradWorker {
       const InvertedIds& ids = inverted_[size_t(task.sequence)];
       const int32_t* tokens = ids.tokens.data() + ids.first[size_t(block)];
       const int64_t rows = (ids.first[size_t(block) + 1] - ids.first[size_t(block)]) * shape_.heads;
-      over_rows(task, sequence, {0, rows},
-                [&](int64_t row) { return tokens[row / shape_.heads] * int64_t(shape_.heads) + row % shape_.heads; });
+      over_rows(task, sequence, {0, rows}, [&](int64_t row) {
+        return tokens[row / shape_.heads] * int64_t(shape_.heads) + row % shape_.heads;
+      });
     } else {
       over_rows(task, sequence, visible_rows(task, sequence), [](int64_t row) { return row; });
     }
@@ -86,8 +88,8 @@ class KeyGradWorker {
     return branch == kCompressed ? std::pair(s.first_block, s.blocks) : std::pair(s.first_token, s.tokens);
   }
 
-  // The rows of a sequence that may see some key of the task, in batches counted from row 0: what is added to what must
-  // not depend on how many tiles a task has
+  // The rows of a sequence that may see some key of the task, in batches counted from row 0: what is added to
+  // what must not depend on how many tiles a task has
   TileRange visible_rows(const KeyTask& task, const Sequence& s) const {
     const Problem& p = call_.problem;
     const auto [first_row, keys] = keys_of(task.branch, s);
@@ -115,10 +117,10 @@ class KeyGradWorker {
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
       const Span span = tiling(task.branch).span(tile, keys);
       const int64_t index = (tile - task.tiles.begin) * kTileKeys;
-      stage_tile<Engine>(branch.key, call_.problem.data_type, sequence, first_row, span, shape_.head_dim, shape_.head_depth,
-                                 keys_.get() + index * shape_.head_depth);
-      stage_tile<Engine>(branch.value, call_.problem.data_type, sequence, first_row, span, shape_.value_dim, shape_.value_depth,
-                                 values_.get() + index * shape_.value_depth);
+      stage_tile<Engine>(branch.key, call_.problem.data_type, sequence, first_row, span, shape_.head_dim,
+                         shape_.head_depth, keys_.get() + index * shape_.head_depth);
+      stage_tile<Engine>(branch.value, call_.problem.data_type, sequence, first_row, span, shape_.value_dim,
+                         shape_.value_depth, values_.get() + index * shape_.value_depth);
     }
     const int64_t count = (task.tiles.end - task.tiles.begin) * kTileKeys;
     std::fill(grad_keys_.get(), grad_keys_.get() + count * shape_.head_depth, 0.0f);
@@ -139,7 +141,8 @@ class KeyGradWorker {
   }
 
   template <class RowOfIndex>
-  void load_batch(const KeyTask& task, const Sequence& s, int64_t first, int64_t end, RowOfIndex row_of_index) {
+  void load_batch(const KeyTask& task, const Sequence& s, int64_t first, int64_t end,
+                  RowOfIndex row_of_index) {
     const RowFacts& facts = facts_[task.branch];
     const int32_t type = call_.problem.data_type;
     batch_.blocks = int((end - first + kBlockRows - 1) / kBlockRows);
@@ -151,8 +154,8 @@ class KeyGradWorker {
           if (begin + i < end) {
             const int64_t row = row_of_index(begin + i);
             const int64_t head = s.group * shape_.heads + row % shape_.heads;
-            stage_row<Engine>(row_of(tensor, type, s.batch, s.first_row + row / shape_.heads, head), type, count, padded,
-                              to);
+            stage_row<Engine>(row_of(tensor, type, s.batch, s.first_row + row / shape_.heads, head), type,
+                              count, padded, to);
           } else {
             std::fill(to, to + padded, Element(0));
           }
@@ -160,8 +163,10 @@ class KeyGradWorker {
         Engine::pack_columns(rows_.get(), padded, kBlockRows, padded, columns + block * kBlockRows * padded);
         Engine::pack_rows(rows_.get(), padded, kBlockRows, padded, depth + block * kBlockRows * padded);
       };
-      put(call_.problem.query, shape_.head_dim, shape_.head_depth, batch_.query_columns.get(), batch_.query_depth.get());
-      put(call_.problem.grad_out, shape_.value_dim, shape_.value_depth, batch_.grad_columns.get(), batch_.grad_depth.get());
+      put(call_.problem.query, shape_.head_dim, shape_.head_depth, batch_.query_columns.get(),
+          batch_.query_depth.get());
+      put(call_.problem.grad_out, shape_.value_dim, shape_.value_depth, batch_.grad_columns.get(),
+          batch_.grad_depth.get());
       for (int i = 0; i < kBlockRows; ++i) {
         load_facts(task, s, facts, begin + i < end ? row_of_index(begin + i) : -1, block * kBlockRows + i);
       }
@@ -174,7 +179,8 @@ class KeyGradWorker {
     batch_.log_sum_exp[index] = row < 0 ? kInfinity : facts.log_sum_exp[place];
     batch_.delta[index] = row < 0 ? 0.0f : facts.delta[place];
     batch_.gate[index] = row < 0 ? 0.0f : facts.gate[place];
-    const Limits limits = row < 0 ? Limits{0, 0} : visible_keys(call_.problem, task.branch, s.start + row / shape_.heads);
+    const Limits limits =
+        row < 0 ? Limits{0, 0} : visible_keys(call_.problem, task.branch, s.start + row / shape_.heads);
     batch_.low[index] = int32_t(limits.low);
     batch_.high[index] = int32_t(limits.high);
   }
@@ -183,12 +189,18 @@ class KeyGradWorker {
     const Element* keys = keys_.get() + int64_t(index) * kTileKeys * shape_.head_depth;
     const Element* values = values_.get() + int64_t(index) * kTileKeys * shape_.value_depth;
     for (int block = 0; block < batch_.blocks; ++block) {
-      transposed_product(keys, shape_.head_depth, batch_.query_columns.get() + int64_t(block) * kBlockRows * shape_.head_depth, scores_.get());
-      transposed_product(values, shape_.value_depth, batch_.grad_columns.get() + int64_t(block) * kBlockRows * shape_.value_depth, products_.get());
+      transposed_product(keys, shape_.head_depth,
+                         batch_.query_columns.get() + int64_t(block) * kBlockRows * shape_.head_depth,
+                         scores_.get());
+      transposed_product(values, shape_.value_depth,
+                         batch_.grad_columns.get() + int64_t(block) * kBlockRows * shape_.value_depth,
+                         products_.get());
       weigh(span, block);
     }
-    add_rows(weights_.get(), batch_.grad_depth.get(), shape_.value_depth, grad_values_.get() + int64_t(index) * kTileKeys * shape_.value_depth);
-    add_rows(gradients_.get(), batch_.query_depth.get(), shape_.head_depth, grad_keys_.get() + int64_t(index) * kTileKeys * shape_.head_depth);
+    add_rows(weights_.get(), batch_.grad_depth.get(), shape_.value_depth,
+             grad_values_.get() + int64_t(index) * kTileKeys * shape_.value_depth);
+    add_rows(gradients_.get(), batch_.query_depth.get(), shape_.head_depth,
+             grad_keys_.get() + int64_t(index) * kTileKeys * shape_.head_depth);
   }
 
   // out [64][32] = left [64][depth] x right (32 rows as columns)
@@ -221,8 +233,10 @@ class KeyGradWorker {
       Floats weights[kRowVectors], gradients[kRowVectors];
       for (int v = 0; v < kRowVectors; ++v) {
         const int row = first + v * kLanes;
-        const Ints visible = (load_as<Ints>(batch_.low + row) <= key) & (key < load_as<Ints>(batch_.high + row));
-        const Floats x = exponent(load(scores_.get() + column * kBlockRows + v * kLanes), load(batch_.log_sum_exp + row));
+        const Ints visible =
+            (load_as<Ints>(batch_.low + row) <= key) & (key < load_as<Ints>(batch_.high + row));
+        const Floats x =
+            exponent(load(scores_.get() + column * kBlockRows + v * kLanes), load(batch_.log_sum_exp + row));
         const Floats p = exp2<precise>(x), gate = load(batch_.gate + row);
         const Floats product = load(products_.get() + column * kBlockRows + v * kLanes);
         // selecting, not multiplying by 0: hidden scores and products may be infinite or NaN
@@ -287,7 +301,8 @@ class KeyGradWorker {
   Buffer<Element> rows_, keys_, values_;
   Buffer<float> grad_keys_, grad_values_;
   Buffer<float> scores_{kTileKeys * kBlockRows}, products_{kTileKeys * kBlockRows};
-  Buffer<Element> weights_{kBatchBlocks * kTileKeys * kBlockRows}, gradients_{kBatchBlocks * kTileKeys * kBlockRows};
+  Buffer<Element> weights_{kBatchBlocks * kTileKeys * kBlockRows},
+      gradients_{kBatchBlocks * kTileKeys * kBlockRows};
 };
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -1,5 +1,5 @@
-// Gradient of the query, chunk by chunk: scores and their gradients are made anew, tile by tile, and the three branches
-// add up in one place.
+// Gradient of the query, chunk by chunk: scores and their gradients are made anew, tile by tile, and the
+// three branches add up in one place.
 #pragma once
 #include "forward.h"
 #include "row_facts.h"
@@ -24,15 +24,17 @@ struct ChunkFacts {
 
 // Gradients of scores, before the scale, of a tile's rows with 64 keys: p * (gate * dp - delta)
 template <class Engine, bool masked>
-inline void score_gradients(const float* scores, const float* products, const TileRows& rows, const Columns& columns,
-                            const Shape& shape, const ChunkFacts& facts, typename Engine::Element* to) {
+inline void score_gradients(const float* scores, const float* products, const TileRows& rows,
+                            const Columns& columns, const Shape& shape, const ChunkFacts& facts,
+                            typename Engine::Element* to) {
   constexpr bool precise = !Engine::kRounds;
   const Exponent<Engine> exponent(shape);
   for (int i = 0; i < rows.count; ++i) {
     const int64_t row = rows.index[i];
     Floats x[kTileVectors];
     const int64_t low = masked ? facts.low[row] : 0, high = masked ? facts.high[row] : 0;
-    exponents<Engine, masked>(scores + i * kTileKeys, exponent, facts.log_sum_exp[row], columns, low, high, x);
+    exponents<Engine, masked>(scores + i * kTileKeys, exponent, facts.log_sum_exp[row], columns, low, high,
+                              x);
     const Floats gate = splat(facts.gate[row]), delta = splat(facts.delta[row]);
     for (int v = 0; v < kTileVectors; ++v) {
       const Floats product = load(products + i * kTileKeys + v * kLanes);
@@ -74,8 +76,8 @@ class QueryGradWorker {
       if (!call_.has(branch)) continue;
       collect_facts<Engine>(p, rows, branch, first, facts_[branch]);
       const RowFacts& all = facts_[branch];
-      const ChunkFacts facts{all.log_sum_exp.get() + first, all.delta.get() + first, all.gate.get() + first, low(),
-                             high()};
+      const ChunkFacts facts{all.log_sum_exp.get() + first, all.delta.get() + first, all.gate.get() + first,
+                             low(), high()};
       fill_limits(p, branch, rows, low(), high());
       if (branch == kCompressed) compressed(rows, facts);
       if (branch == kSelected) selected(rows, facts);
@@ -110,9 +112,12 @@ class QueryGradWorker {
         const int64_t end = std::min(first + kPairRows, rows.count());
         const int64_t last = std::min(group + kGroupTiles, packed_.compressed.tiling.tiles(high()[end - 1]));
         const int64_t least = high()[first];
-        attend(packed_.compressed, base, {group, last}, neighbours(first, end), facts,
-               [&](int64_t t) { return Columns{order.key.data() + t * kTileKeys, 0}; },
-               [&](int64_t t) { return order.last[size_t(t)] >= least; });
+        attend(
+            packed_.compressed, base, {group, last}, neighbours(first, end), facts,
+            [&](int64_t t) {
+              return Columns{order.key.data() + t * kTileKeys, 0};
+            },
+            [&](int64_t t) { return order.last[size_t(t)] >= least; });
       }
     }
   }
@@ -125,9 +130,12 @@ class QueryGradWorker {
       const int64_t low_last = low()[end - 1], high_first = high()[first];
       const int64_t tiles_end = (high()[end - 1] + kTileKeys - 1) / kTileKeys;
       for (int64_t tile = low()[first] / kTileKeys; tile < tiles_end; tile += kGroupTiles) {
-        attend(packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, neighbours(first, end), facts,
-               [&](int64_t t) { return Columns{packed.tiling.identity(), t * kTileKeys}; },
-               [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
+        attend(
+            packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, neighbours(first, end), facts,
+            [&](int64_t t) {
+              return Columns{packed.tiling.identity(), t * kTileKeys};
+            },
+            [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
       }
     }
   }
@@ -144,8 +152,10 @@ class QueryGradWorker {
     }
     const Element* left[2] = {place(0, 0), place(1, 0)};
     float* out[2];
-    for (int half = 0; half < rows.tiles; ++half) out[half] = sums_.get() + rows.rows[half].index[0] * call_.shape.head_depth;
-    add_product<Engine>(rows.tiles, left, packed.key_depth.tile(base + range.begin), count, call_.shape.head_depth, out);
+    for (int half = 0; half < rows.tiles; ++half)
+      out[half] = sums_.get() + rows.rows[half].index[0] * call_.shape.head_depth;
+    add_product<Engine>(rows.tiles, left, packed.key_depth.tile(base + range.begin), count,
+                        call_.shape.head_depth, out);
   }
 
   void selected(const ChunkRows& rows, const ChunkFacts& facts) {
@@ -154,21 +164,22 @@ class QueryGradWorker {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     const int64_t per_block = packed.tiling.tiles_per_block();
     const Shape& shape = call_.shape;
-    for_each_tile_pair(pairs_, rows, call_.problem.select_block,
-                       [&](int64_t block, int tiles, const TileRows* tile_rows, bool masked) {
-                         GradRows<Engine> found;
-                         found.tiles = tiles;
-                         for (int half = 0; half < tiles; ++half) {
-                           found.rows[half] = tile_rows[half];
-                           found.query[half] = gatherer_.left(tile_rows[half], query_.get(), shape.head_depth, half);
-                           found.grad[half] = grad_gatherer_.left(tile_rows[half], grad_.get(), shape.value_depth, half);
-                         }
-                         for (int64_t part = 0; part < per_block; ++part) {
-                           const int64_t tile = block * per_block + part;
-                           const Span span = packed.tiling.span(tile, rows.sequence.tokens);
-                           if (span.count > 0) step(packed, base + tile, span, found, facts, masked);
-                         }
-                       });
+    for_each_tile_pair(
+        pairs_, rows, call_.problem.select_block,
+        [&](int64_t block, int tiles, const TileRows* tile_rows, bool masked) {
+          GradRows<Engine> found;
+          found.tiles = tiles;
+          for (int half = 0; half < tiles; ++half) {
+            found.rows[half] = tile_rows[half];
+            found.query[half] = gatherer_.left(tile_rows[half], query_.get(), shape.head_depth, half);
+            found.grad[half] = grad_gatherer_.left(tile_rows[half], grad_.get(), shape.value_depth, half);
+          }
+          for (int64_t part = 0; part < per_block; ++part) {
+            const int64_t tile = block * per_block + part;
+            const Span span = packed.tiling.span(tile, rows.sequence.tokens);
+            if (span.count > 0) step(packed, base + tile, span, found, facts, masked);
+          }
+        });
   }
 
   void step(const PackedBranch<Engine>& packed, int64_t tile, const Span& span, const GradRows<Engine>& rows,
@@ -179,23 +190,29 @@ class QueryGradWorker {
     const Element* left[2] = {place(0, 0), place(1, 0)};
     const int64_t depth = call_.shape.head_depth;
     float* out[2];
-    for (int half = 0; half < rows.tiles; ++half) out[half] = gatherer_.sums(rows.rows[half], sums_.get(), depth, half);
+    for (int half = 0; half < rows.tiles; ++half)
+      out[half] = gatherer_.sums(rows.rows[half], sums_.get(), depth, half);
     add_product<Engine>(rows.tiles, left, packed.key_depth.tile(tile), 1, int(depth), out);
-    for (int half = 0; half < rows.tiles; ++half) gatherer_.scatter(rows.rows[half], sums_.get(), depth, half);
+    for (int half = 0; half < rows.tiles; ++half)
+      gatherer_.scatter(rows.rows[half], sums_.get(), depth, half);
   }
 
   // of one tile, put at place(half, index)
-  void gradients(const PackedBranch<Engine>& packed, int64_t tile, const GradRows<Engine>& rows, const ChunkFacts& facts,
-                 const Columns& columns, bool masked, int index) {
-    tile_scores<Engine>(rows.tiles, rows.query, call_.shape.head_depth, packed.key_columns.tile(tile), scores_.get());
-    tile_scores<Engine>(rows.tiles, rows.grad, call_.shape.value_depth, packed.value_columns.tile(tile), products_.get());
+  void gradients(const PackedBranch<Engine>& packed, int64_t tile, const GradRows<Engine>& rows,
+                 const ChunkFacts& facts, const Columns& columns, bool masked, int index) {
+    tile_scores<Engine>(rows.tiles, rows.query, call_.shape.head_depth, packed.key_columns.tile(tile),
+                        scores_.get());
+    tile_scores<Engine>(rows.tiles, rows.grad, call_.shape.value_depth, packed.value_columns.tile(tile),
+                        products_.get());
     for (int half = 0; half < rows.tiles; ++half) {
       const float* scores = scores_.get() + half * kTileRows * kTileKeys;
       const float* products = products_.get() + half * kTileRows * kTileKeys;
       if (masked) {
-        score_gradients<Engine, true>(scores, products, rows.rows[half], columns, call_.shape, facts, place(half, index));
+        score_gradients<Engine, true>(scores, products, rows.rows[half], columns, call_.shape, facts,
+                                      place(half, index));
       } else {
-        score_gradients<Engine, false>(scores, products, rows.rows[half], columns, call_.shape, facts, place(half, index));
+        score_gradients<Engine, false>(scores, products, rows.rows[half], columns, call_.shape, facts,
+                                       place(half, index));
       }
     }
   }

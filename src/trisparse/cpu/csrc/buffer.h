@@ -16,8 +16,8 @@ constexpr size_t kCacheLine = 64;
 
 inline int64_t round_up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
 
-// Fresh memory costs a page fault per page when it is first written: asking for large pages saves most of them. Only a
-// hint, and only about whole large pages inside the range.
+// Fresh memory costs a page fault per page when it is first written: asking for large pages saves most of
+// them. Only a hint, and only about whole large pages inside the range.
 inline void advise_large_pages(void* data, int64_t bytes) {
 #if defined(__linux__)
   constexpr uintptr_t kLargePage = uintptr_t(2) << 20;

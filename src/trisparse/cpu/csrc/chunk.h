@@ -8,18 +8,20 @@
 namespace trisparse::TRISPARSE_SET {
 
 struct Chunk {
-  int64_t sequence;      // its index
-  int64_t first_token;   // of the sequence's rows
+  int64_t sequence;     // its index
+  int64_t first_token;  // of the sequence's rows
   int tokens;
 
   int64_t position(const Sequence& s) const { return s.start + first_token; }
 };
 
-// Enough rows that a selected block serves several of them, few enough that their sums stay in the second-level cache
+// Enough rows that a selected block serves several of them, few enough that their sums stay in the
+// second-level cache
 constexpr int64_t kChunkRows = 1024;
 
 // All chunks of a call, those with most keys before them first: the last tasks are then the shortest
-inline std::vector<Chunk> chunks_of(const Problem& p, const std::vector<Sequence>& sequences, int64_t threads) {
+inline std::vector<Chunk> chunks_of(const Problem& p, const std::vector<Sequence>& sequences,
+                                    int64_t threads) {
   const int64_t heads = p.heads / p.groups;
   const int64_t all_rows = p.batch * p.groups * p.query_rows * heads;
   // a short call is cut finer, so that every thread has some; no row's result depends on the cut
@@ -64,7 +66,8 @@ inline void stage_chunk(const Tensor& tensor, int32_t type, const ChunkRows& row
   // heads that lie side by side, without padding, are copied together
   const int together = tensor.head_stride == padded && count == padded ? rows.heads : 1;
   for (int64_t row = 0; row < rows.count(); row += together) {
-    stage_row<Engine>(rows.in(tensor, type, row), type, together * count, together * padded, to + row * padded);
+    stage_row<Engine>(rows.in(tensor, type, row), type, together * count, together * padded,
+                      to + row * padded);
   }
   const int64_t end = round_up(rows.count(), kPairRows);
   std::fill(to + rows.count() * padded, to + end * padded, typename Engine::Element(0));

@@ -31,8 +31,8 @@ class CompressedForward {
         top_(p.num_selected, p.num_initial, p.num_local) {}
 
   // Fills `state`; with `ids`, writes the rows' blocks there.
-  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed, const Element* query,
-              const SoftmaxRows& state, bool with_values) {
+  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
+              const Element* query, const SoftmaxRows& state, bool with_values) {
     const int64_t step = tokens_per_part(heads_);
     for (int64_t token = 0; token < rows.chunk.tokens; token += step) {
       const int64_t last = std::min<int64_t>(token + step, rows.chunk.tokens);
@@ -60,8 +60,8 @@ class CompressedForward {
     return round_up(round_up(keys, kPanel * order_.phases), kTileKeys) / kTileKeys;
   }
 
-  void part(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed, const Element* query,
-            const SoftmaxRows& state, bool with_values, int64_t begin, int64_t end) {
+  void part(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
+            const Element* query, const SoftmaxRows& state, bool with_values, int64_t begin, int64_t end) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     const int64_t tiles = tiles_for(state.high[end - 1]);
     Hooks hooks{pooling_, begin, problem_.select != 0};
@@ -72,8 +72,11 @@ class CompressedForward {
         const int64_t least = state.high[first];
         RunGroup<Engine, true, Hooks> run(shape, state, query, first, last, scratch_, hooks);
         run.attend(
-            packed, base, {group, std::min(group + kGroupTiles, tiles_for(state.high[last - 1]))}, with_values,
-            [&](int64_t t) { return Columns{order_.key.data() + t * kTileKeys, 0}; },
+            packed, base, {group, std::min(group + kGroupTiles, tiles_for(state.high[last - 1]))},
+            with_values,
+            [&](int64_t t) {
+              return Columns{order_.key.data() + t * kTileKeys, 0};
+            },
             [&](int64_t t) { return order_.last[size_t(t)] >= least; });
       }
     }
@@ -89,8 +92,8 @@ class CompressedForward {
         const float total = sum(load(state.total + row * kLanes));
         if (total == 0.0f) continue;
         // rows of one pair of tiles went as far as the last of them
-        const int64_t pair_end = std::min((row - first * heads_) / kPairRows * kPairRows + kPairRows + first * heads_,
-                                          last * heads_);
+        const int64_t pair_end = std::min(
+            (row - first * heads_) / kPairRows * kPairRows + kPairRows + first * heads_, last * heads_);
         const int64_t known = pooling_.blocks(tiles_for(state.high[pair_end - 1]));
         const float* pooled = pooling_.scores(row - first * heads_);
         const float weight = 1.0f / total;

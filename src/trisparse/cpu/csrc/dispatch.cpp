@@ -1,5 +1,5 @@
-// The library's functions: which instruction sets this processor runs, and calls to the chosen one. Compiled without
-// any instruction set's flags, so that asking is safe everywhere.
+// The library's functions: which instruction sets this processor runs, and calls to the chosen one. Compiled
+// without any instruction set's flags, so that asking is safe everywhere.
 #include <cstring>
 #include <string>
 #include <vector>
@@ -27,7 +27,8 @@ namespace {
 bool runs_avx512() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("fma");
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("fma");
 }
 #endif
 

@@ -1,7 +1,7 @@
 // Products of bfloat16 with float sums in AMX tiles.
 //
-// A tile register holds 16 rows of 64 bytes. The right operand wants pairs of depths side by side: row p of a tile is
-// (x[2p][c], x[2p + 1][c]) for its 16 columns c, so a panel is a row of such tiles, 32 depths each.
+// A tile register holds 16 rows of 64 bytes. The right operand wants pairs of depths side by side: row p of a
+// tile is (x[2p][c], x[2p + 1][c]) for its 16 columns c, so a panel is a row of such tiles, 32 depths each.
 #pragma once
 #include "matrices.h"
 #include "number.h"
@@ -51,7 +51,9 @@ class AmxEngine {
 
   static float element_to_float(Element element) { return to_float(BFloat16{element}); }
 
-  static void stage(const void* from, int32_t, int64_t count, Element* to) { std::memcpy(to, from, 2 * size_t(count)); }
+  static void stage(const void* from, int32_t, int64_t count, Element* to) {
+    std::memcpy(to, from, 2 * size_t(count));
+  }
 
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {
     for (int column = 0; column < columns; column += kPanel) {
@@ -67,7 +69,8 @@ class AmxEngine {
       for (int row = 0; row < rows; row += 2) {
         const __m512i even = widened(from + row * stride + column);
         const __m512i odd = widened(from + (row + 1) * stride + column);
-        _mm512_storeu_si512(to + column * rows + row * kPanel, _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+        _mm512_storeu_si512(to + column * rows + row * kPanel,
+                            _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
       }
     }
   }

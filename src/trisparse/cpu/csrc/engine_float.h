@@ -20,7 +20,9 @@ class FloatEngine {
 
   static float element_to_float(Element element) { return element; }
 
-  static void stage(const void* from, int32_t type, int64_t count, Element* to) { read_numbers(from, type, count, to); }
+  static void stage(const void* from, int32_t type, int64_t count, Element* to) {
+    read_numbers(from, type, count, to);
+  }
 
   // Right operand of depth `depth` whose columns are the rows of `from`
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {

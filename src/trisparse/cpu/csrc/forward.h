@@ -1,8 +1,5 @@
 // The forward of a call: pack keys and values, then chunk by chunk all its branches.
 #pragma once
-#include <memory>
-#include <optional>
-
 #include "compressed.h"
 #include "output.h"
 #include "selected.h"
@@ -45,8 +42,9 @@ struct Call {
     int64_t keys = 0;
     for (const Sequence& s : sequences) {
       const int64_t chosen = problem.slots * problem.select_block;
-      keys += s.rows * ((has(kCompressed) ? s.blocks / 2 : 0) + (has(kSelected) ? std::min(s.tokens, chosen) : 0) +
-                        (has(kWindow) ? std::min(s.tokens, problem.window) : 0));
+      keys += s.rows *
+              ((has(kCompressed) ? s.blocks / 2 : 0) + (has(kSelected) ? std::min(s.tokens, chosen) : 0) +
+               (has(kWindow) ? std::min(s.tokens, problem.window) : 0));
     }
     return keys * shape.heads * (shape.head_dim + shape.value_dim);
   }
@@ -63,10 +61,13 @@ struct Call {
 };
 
 // The lowest token that the window branch of a sequence sees
-inline int64_t first_window_key(const Problem& p, const Sequence& s) { return visible_keys(p, kWindow, s.start).low; }
+inline int64_t first_window_key(const Problem& p, const Sequence& s) {
+  return visible_keys(p, kWindow, s.start).low;
+}
 
-// The packed keys and values of a call. Where selected and window branch share theirs, they share the packing, unless a
-// window begins inside a tile: tokens before it must be absent there, while the selected branch may see them.
+// The packed keys and values of a call. Where selected and window branch share theirs, they share the
+// packing, unless a window begins inside a tile: tokens before it must be absent there, while the selected
+// branch may see them.
 template <class Engine>
 struct PackedCall {
   PackedCall(const Problem& p, const std::vector<Sequence>& sequences, const KeyOrder& order)
@@ -87,8 +88,10 @@ struct PackedCall {
   bool shared;
 };
 
-// [sequence][block]: whether some row chose it; empty if there are so many rows that most blocks will be wanted
-inline std::vector<std::vector<uint8_t>> wanted_blocks(const Problem& p, const std::vector<Sequence>& sequences) {
+// [sequence][block]: whether some row chose it; empty if there are so many rows that most blocks will be
+// wanted
+inline std::vector<std::vector<uint8_t>> wanted_blocks(const Problem& p,
+                                                       const std::vector<Sequence>& sequences) {
   std::vector<std::vector<uint8_t>> wanted;
   for (const Sequence& s : sequences) {
     std::vector<uint8_t> blocks(size_t((s.tokens + p.select_block - 1) / p.select_block), 0);
@@ -119,8 +122,9 @@ Status pack_compressed(const Call<Engine>& call, Forms forms, PackedCall<Engine>
   if (!call.problem.branches[kCompressed].value.data) forms = kScoreForms;
   const auto keys_of = [](const Sequence& s) { return Keys{s.first_block, s.blocks}; };
   const auto all = [](size_t, int64_t) { return true; };
-  return pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, call.problem.branches[kCompressed], forms, keys_of,
-                                     all, call.pool, packed.compressed);
+  return pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences,
+                             call.problem.branches[kCompressed], forms, keys_of, all, call.pool,
+                             packed.compressed);
 }
 
 // `few`: leave out blocks that nobody chose (then ids must be known)
@@ -142,12 +146,12 @@ Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<E
     const auto wanted = [&](size_t index, int64_t tile) {
       return !few || blocks[index][size_t(tile / per_block)] || (packed.shared && in_window(index, tile));
     };
-    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kSelected], forms, all_keys, wanted,
-                                         call.pool, packed.selected);
+    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kSelected],
+                                 forms, all_keys, wanted, call.pool, packed.selected);
   }
   if (status == kOk && call.has(kWindow) && !packed.shared) {
-    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kWindow], forms, window_keys, in_window,
-                                         call.pool, packed.own_window);
+    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kWindow],
+                                 forms, window_keys, in_window, call.pool, packed.own_window);
   }
   return status;
 }
@@ -174,7 +178,8 @@ class ForwardWorker {
   // Adds the branches `first` .. `last` of a chunk to `whole` [most_rows][value_depth]
   void attend(const Chunk& chunk, int first, int last, float* whole) {
     const ChunkRows rows = call_.rows(chunk);
-    stage_chunk<Engine>(call_.problem.query, call_.problem.data_type, rows, call_.shape.head_dim, call_.shape.head_depth, query_.get());
+    stage_chunk<Engine>(call_.problem.query, call_.problem.data_type, rows, call_.shape.head_dim,
+                        call_.shape.head_depth, query_.get());
     for (int branch = first; branch <= last; ++branch) {
       if (!call_.has(branch)) continue;
       state_.reset(round_up(rows.count(), kPairRows));
@@ -212,7 +217,8 @@ class ForwardWorker {
   SoftmaxRows state_;
 };
 
-// Chunks in parallel, branches `first` .. `last`. The sums of all chunks are kept where another pass will add to them.
+// Chunks in parallel, branches `first` .. `last`. The sums of all chunks are kept where another pass will add
+// to them.
 template <class Engine>
 Status forward_pass(const Call<Engine>& call, const PackedCall<Engine>& packed, int first, int last,
                     const Buffer<float>* kept) {
@@ -234,7 +240,8 @@ Status forward_pass(const Call<Engine>& call, const PackedCall<Engine>& packed, 
 // Results are about to be written for the first time
 inline void advise_results(const Problem& p) {
   const auto advise = [&](const Tensor& tensor) {
-    if (tensor.data) advise_large_pages(tensor.data, p.batch * p.query_rows * p.heads * p.value_dim * size_of(p.data_type));
+    if (tensor.data)
+      advise_large_pages(tensor.data, p.batch * p.query_rows * p.heads * p.value_dim * size_of(p.data_type));
   };
   advise(p.out);
   for (const Branch& branch : p.branches) advise(branch.out);

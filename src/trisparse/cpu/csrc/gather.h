@@ -1,5 +1,5 @@
-// Tiles of rows that need not be neighbours: gathered before a product, scattered after it, or used in place where a
-// tile is 16 heads of one token.
+// Tiles of rows that need not be neighbours: gathered before a product, scattered after it, or used in place
+// where a tile is 16 heads of one token.
 #pragma once
 #include "softmax.h"
 
@@ -20,7 +20,8 @@ class RowGatherer {
   const Element* left(const TileRows& rows, const Element* all, int64_t stride, int half) const {
     if (in_place(rows)) return all + rows.index[0] * stride;
     Element* to = rows_.get() + half * kTileRows * stride;
-    for (int i = 0; i < rows.count; ++i) std::memcpy(to + i * stride, all + rows.index[i] * stride, sizeof(Element) * size_t(stride));
+    for (int i = 0; i < rows.count; ++i)
+      std::memcpy(to + i * stride, all + rows.index[i] * stride, sizeof(Element) * size_t(stride));
     std::fill(to + rows.count * stride, to + kTileRows * stride, Element(0));
     return to;
   }

@@ -9,7 +9,8 @@ constexpr uint32_t kInterfaceVersion = 1;
 
 enum DataType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// A tensor [batch, row, head, feature] whose features are contiguous; strides in elements. Null data: not given.
+// A tensor [batch, row, head, feature] whose features are contiguous; strides in elements. Null data: not
+// given.
 struct Tensor {
   void* data;
   int64_t batch_stride, row_stride, head_stride;
@@ -18,8 +19,8 @@ struct Tensor {
 // One branch. Forward reads key and value, writes out and log_sum_exp (natural); backward reads all four.
 struct Branch {
   Tensor key, value;
-  Tensor out;                // query's data type; may be null in a forward
-  Tensor log_sum_exp;        // float, one feature per head; may be null in a forward
+  Tensor out;          // query's data type; may be null in a forward
+  Tensor log_sum_exp;  // float, one feature per head; may be null in a forward
   Tensor grad_key, grad_value;
 };
 
@@ -27,19 +28,19 @@ enum BranchIndex { kCompressed = 0, kSelected = 1, kWindow = 2, kBranches = 3 };
 
 // A whole call. A branch takes part if its key is given. Letters as in the specification.
 struct Problem {
-  int32_t data_type;         // of query, keys, values, outputs, gradients
-  int32_t gates_type;        // of gates and their gradient
+  int32_t data_type;   // of query, keys, values, outputs, gradients
+  int32_t gates_type;  // of gates and their gradient
   int64_t batch, query_rows, heads, groups, head_dim, value_dim;
   int64_t tokens, compressed;  // rows of raw and of compressed keys
   int64_t compress_block, compress_stride, select_block, num_selected, num_initial, num_local, window;
   double scale;
   int64_t query_start;
-  int64_t num_documents;     // 0: every batch row is one sequence
-  const int32_t* bounds;     // [num_documents + 1]
+  int64_t num_documents;  // 0: every batch row is one sequence
+  const int32_t* bounds;  // [num_documents + 1]
   Tensor query, gates, out, grad_out, grad_query, grad_gates;
-  Tensor ids;                // int32 [batch, query_rows, groups, slots]: written, or read where `select` is 0
+  Tensor ids;  // int32 [batch, query_rows, groups, slots]: written, or read where `select` is 0
   int64_t slots;
-  int32_t select;            // 1: choose ids from the compressed keys
+  int32_t select;  // 1: choose ids from the compressed keys
   Branch branches[kBranches];
 };
 

@@ -8,8 +8,8 @@
 namespace trisparse::TRISPARSE_SET {
 
 struct InvertedIds {
-  std::vector<int64_t> first;    // [blocks + 1]
-  std::vector<int32_t> tokens;   // of block b: first[b] .. first[b + 1] - 1
+  std::vector<int64_t> first;   // [blocks + 1]
+  std::vector<int32_t> tokens;  // of block b: first[b] .. first[b + 1] - 1
 
   // A counting sort: stable, so that the order of every sum over tokens is fixed
   InvertedIds(const Problem& p, const Sequence& sequence) {

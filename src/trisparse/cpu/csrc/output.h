@@ -14,8 +14,8 @@ inline float gate_of(const Problem& p, const ChunkRows& rows, int64_t row, int b
   return gate;
 }
 
-// Divides a branch's sums by their totals: output 0 and log-sum-exp -inf where nothing was seen. With gates, adds the
-// gated output to `whole` [rows][value_depth].
+// Divides a branch's sums by their totals: output 0 and log-sum-exp -inf where nothing was seen. With gates,
+// adds the gated output to `whole` [rows][value_depth].
 template <class Engine>
 inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows& rows, int index,
                           const SoftmaxRows& state, float* whole) {
@@ -25,7 +25,8 @@ inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows&
     const float inverse = total == 0.0f ? 0.0f : 1.0f / total;
     const float* sums = state.sums + row * state.sums_stride;
     if (branch.log_sum_exp.data) {
-      const float lse = total == 0.0f ? -kInfinity : Exponent<Engine>::log_sum_exp(state.reference[row], total);
+      const float lse =
+          total == 0.0f ? -kInfinity : Exponent<Engine>::log_sum_exp(state.reference[row], total);
       static_cast<float*>(branch.log_sum_exp.data)[rows.offset(branch.log_sum_exp, row)] = lse;
     }
     if (branch.out.data) {
@@ -34,15 +35,18 @@ inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows&
     if (p.out.data) {
       const float gate = gate_of(p, rows, row, index);
       float* to = whole + row * shape.value_depth;
-      // a product with inverse * gate would be one multiplication less, but 0 * inf where a branch saw nothing
-      for (int feature = 0; feature < shape.value_dim; ++feature) to[feature] += sums[feature] * inverse * gate;
+      // a product with inverse * gate would be one multiplication less, but 0 * inf where a branch saw
+      // nothing
+      for (int feature = 0; feature < shape.value_dim; ++feature)
+        to[feature] += sums[feature] * inverse * gate;
     }
   }
 }
 
 inline void write_whole(const Problem& p, const Shape& shape, const ChunkRows& rows, const float* whole) {
   for (int64_t row = 0; row < rows.count(); ++row) {
-    write_numbers(whole + row * shape.value_depth, 1.0f, shape.value_dim, p.data_type, rows.in(p.out, p.data_type, row));
+    write_numbers(whole + row * shape.value_depth, 1.0f, shape.value_dim, p.data_type,
+                  rows.in(p.out, p.data_type, row));
   }
 }
 

@@ -11,8 +11,9 @@ namespace trisparse::TRISPARSE_SET {
 
 // Which key stands in which column of which tile
 struct KeyOrder {
-  // Tiles over `keys` keys in their own order, or, with `phases` > 1, so that lane j of the p-th vector of 16 columns
-  // holds key phases * j + p of a run of 16 * phases keys: pooling `phases` neighbours is then adding vectors.
+  // Tiles over `keys` keys in their own order, or, with `phases` > 1, so that lane j of the p-th vector of 16
+  // columns holds key phases * j + p of a run of 16 * phases keys: pooling `phases` neighbours is then adding
+  // vectors.
   KeyOrder(int64_t keys, int64_t phases) : phases(int(phases)) {
     const int64_t run = kPanel * phases;
     tiles = round_up(round_up(keys, run), kTileKeys) / kTileKeys;
@@ -43,8 +44,8 @@ struct Span {
   int64_t lowest = 0;
 };
 
-// How the keys of a sequence are cut into tiles: in the order of a KeyOrder, or in blocks, several tiles to a block of
-// more than 64 keys, one tile to a smaller one
+// How the keys of a sequence are cut into tiles: in the order of a KeyOrder, or in blocks, several tiles to a
+// block of more than 64 keys, one tile to a smaller one
 class Tiling {
  public:
   explicit Tiling(const KeyOrder& order) : order_(&order) {}
@@ -82,21 +83,22 @@ inline void stage_row(const void* from, int32_t type, int count, int padded, typ
 
 // The rows of a tile as elements [64][padded]; `first_row` is the tensor's row of the sequence's key 0
 template <class Engine>
-inline void stage_tile(const Tensor& tensor, int32_t type, const Sequence& sequence, int64_t first_row, const Span& span, int count,
-                       int padded, typename Engine::Element* to) {
+inline void stage_tile(const Tensor& tensor, int32_t type, const Sequence& sequence, int64_t first_row,
+                       const Span& span, int count, int padded, typename Engine::Element* to) {
   for (int column = 0; column < kTileKeys; ++column) {
     typename Engine::Element* place = to + column * padded;
     if (span.lowest <= span.key[column] && span.key[column] < span.count) {
       const int64_t row = first_row + span.first + span.key[column];
-      stage_row<Engine>(row_of(tensor, type, sequence.batch, row, sequence.group), type, count, padded, place);
+      stage_row<Engine>(row_of(tensor, type, sequence.batch, row, sequence.group), type, count, padded,
+                        place);
     } else {
       std::fill(place, place + padded, typename Engine::Element(0));
     }
   }
 }
 
-// The tiles of one tensor for all sequences, as right operands: with the keys as columns, as scores need it, or with
-// the keys as depth, as sums over keys need it
+// The tiles of one tensor for all sequences, as right operands: with the keys as columns, as scores need it,
+// or with the keys as depth, as sums over keys need it
 template <class Engine>
 struct Operand {
   using Element = typename Engine::Element;
@@ -135,8 +137,9 @@ struct PackedBranch {
 
 // `keys_of(sequence)` -> Keys; `wanted(sequence, tile)` leaves tiles out
 template <class Engine, class KeysOf, class Wanted>
-Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences, const Branch& branch, Forms forms,
-                   KeysOf keys_of, Wanted wanted, const ThreadPool& pool, PackedBranch<Engine>& packed) {
+Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
+                   const Branch& branch, Forms forms, KeysOf keys_of, Wanted wanted, const ThreadPool& pool,
+                   PackedBranch<Engine>& packed) {
   using Element = typename Engine::Element;
   packed.first_tile.assign(1, 0);
   for (const Sequence& sequence : sequences) {

@@ -1,7 +1,8 @@
 // Eq. 9: a row's compressed probabilities summed by selection block, while they are in registers.
 //
-// With r = l'/d and k = l/d, the p-th of a block's r own keys counts min(k, r - p) times for that block and the rest
-// of k times for the next one. Columns are ordered (see KeyOrder) so that lane j of a vector is block j of 16.
+// With r = l'/d and k = l/d, the p-th of a block's r own keys counts min(k, r - p) times for that block and
+// the rest of k times for the next one. Columns are ordered (see KeyOrder) so that lane j of a vector is
+// block j of 16.
 #pragma once
 #include <vector>
 

@@ -31,17 +31,19 @@ inline float dot(const float* a, const float* b, int64_t count) {
   return sum(sums) + rest;
 }
 
-// Reads log-sum-exp and gate, computes delta, writes the gate's gradient out . grad_out. `first`: the facts' index of
-// the chunk's row 0.
+// Reads log-sum-exp and gate, computes delta, writes the gate's gradient out . grad_out. `first`: the facts'
+// index of the chunk's row 0.
 template <class Engine>
-inline void collect_facts(const Problem& p, const ChunkRows& rows, int branch, int64_t first, const RowFacts& facts) {
+inline void collect_facts(const Problem& p, const ChunkRows& rows, int branch, int64_t first,
+                          const RowFacts& facts) {
   const Branch& tensors = p.branches[branch];
   std::vector<float> out(size_t(p.value_dim)), grad(size_t(p.value_dim));
   for (int64_t row = 0; row < rows.count(); ++row) {
     read_numbers(rows.in(tensors.out, p.data_type, row), p.data_type, p.value_dim, out.data());
     read_numbers(rows.in(p.grad_out, p.data_type, row), p.data_type, p.value_dim, grad.data());
     const float product = dot(out.data(), grad.data(), p.value_dim);
-    const float lse = static_cast<const float*>(tensors.log_sum_exp.data)[rows.offset(tensors.log_sum_exp, row)];
+    const float lse =
+        static_cast<const float*>(tensors.log_sum_exp.data)[rows.offset(tensors.log_sum_exp, row)];
     const float gate = p.gates.data ? gate_of(p, rows, row, branch) : 1.0f;
     facts.log_sum_exp[first + row] = lse == -kInfinity ? kInfinity : Exponent<Engine>::from_natural(lse);
     facts.delta[first + row] = gate * product;

@@ -1,8 +1,8 @@
 // Attention of neighbouring rows over a run of neighbouring tiles: the compressed and the window branch.
 //
-// Two phases per group of tiles: first all scores and probabilities, then one long product with the values, whose sums
-// stay in registers from tile to tile. The scores of a tile are on their way while the exponentials of the one before
-// are taken: the processor overlaps the two, they use different units.
+// Two phases per group of tiles: first all scores and probabilities, then one long product with the values,
+// whose sums stay in registers from tile to tile. The scores of a tile are on their way while the
+// exponentials of the one before are taken: the processor overlaps the two, they use different units.
 #pragma once
 #include "pack.h"
 #include "scores.h"
@@ -10,9 +10,10 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-constexpr int kGroupTiles = 4;  // 256 keys: their probabilities, and the values of two panels, fit the first-level cache
+constexpr int kGroupTiles =
+    4;  // 256 keys: their probabilities, and the values of two panels, fit the first-level cache
 
-// The tiles a branch's rows meet; `first_key(tile)`, `last_key(tile)` bound the keys of a tile
+// Tiles of keys, or rows: begin <= index < end
 struct TileRange {
   int64_t begin, end;
 };
@@ -24,8 +25,8 @@ struct RunScratch {
   Buffer<Element> probabilities{kPairRows * kGroupTiles * kTileKeys};
 };
 
-// One group of tiles for rows [first, end) of a chunk, at most 32. `Hooks` sees each tile's probabilities and raises:
-// hooks.on_row(tile, row, p), hooks.on_raise(tile, row, factor).
+// One group of tiles for rows [first, end) of a chunk, at most 32. `Hooks` sees each tile's probabilities,
+// on_row(tile, row, p), and each change of a row's reference, on_raise(tile, row, factor).
 template <class Engine, bool precise, class Hooks>
 class RunGroup {
  public:
@@ -67,7 +68,8 @@ class RunGroup {
   }
 
  private:
-  // a tile's probabilities lie together, [16][64]: rows far apart would meet in few sets of the first-level cache
+  // a tile's probabilities lie together, [16][64]: rows far apart would meet in few sets of the first-level
+  // cache
   Element* place(int half, int index) const {
     return scratch_.probabilities.get() + (half * kGroupTiles + index) * kTileRows * kTileKeys;
   }
@@ -87,7 +89,8 @@ class RunGroup {
         place(half, index),
         [&](int i, int64_t row, float factor) {
           state_.rescale(row, factor);
-          for (int before = 0; before < index; ++before) rescale_elements(place(half, before) + i * kTileKeys, factor);
+          for (int before = 0; before < index; ++before)
+            rescale_elements(place(half, before) + i * kTileKeys, factor);
           hooks_.on_raise(tile, row, factor);
         },
         [&](int i, const Floats* p) { hooks_.on_row(tile, rows_[half].index[i], p); });

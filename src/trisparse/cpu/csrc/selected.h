@@ -1,15 +1,16 @@
-// The selected branch of a chunk, block by block: a block's keys and values are read once for all rows of the chunk
-// that chose it (shared fetching), and tiles are full whatever the number of heads per group.
+// The selected branch of a chunk, block by block: a block's keys and values are read once for all rows of the
+// chunk that chose it (shared fetching), and tiles are full whatever the number of heads per group.
 #pragma once
 #include "chunk.h"
 #include "gather.h"
-#include "visibility.h"
 #include "pairs.h"
 #include "scores.h"
+#include "visibility.h"
 
 namespace trisparse::TRISPARSE_SET {
 
-// Calls function(block, tiles, rows[2], masked) for every pair of row tiles of every chosen block, blocks ascending
+// Calls function(block, tiles, rows[2], masked) for every pair of row tiles of every chosen block, blocks
+// ascending
 template <class Function>
 inline void for_each_tile_pair(const std::vector<Pair>& pairs, const ChunkRows& rows, int64_t select_block,
                                Function function) {
@@ -27,7 +28,8 @@ inline void for_each_tile_pair(const std::vector<Pair>& pairs, const ChunkRows& 
         tile.index[tile.count++] = int32_t(pair.token * heads + index % heads);
       }
       // tokens ascend: the first is the one that may not see the whole block
-      const int64_t position = rows.chunk.position(rows.sequence) + pairs[begin + size_t(first / heads)].token;
+      const int64_t position =
+          rows.chunk.position(rows.sequence) + pairs[begin + size_t(first / heads)].token;
       masked = position < (int64_t(pairs[begin].block) + 1) * select_block - 1;
       function(int64_t(pairs[begin].block), tiles[1].count > 0 ? 2 : 1, tiles, masked);
     }
@@ -44,8 +46,8 @@ class SelectedForward {
   SelectedForward(const Problem& p, const Shape& shape)
       : problem_(p), gatherer_(std::max(shape.head_depth, shape.value_depth)) {}
 
-  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed, const Element* query,
-              const SoftmaxRows& state) {
+  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
+              const Element* query, const SoftmaxRows& state) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     collect_pairs(problem_, rows, pairs_);
     const int64_t per_block = packed.tiling.tiles_per_block();
@@ -65,7 +67,8 @@ class SelectedForward {
   void step(const Shape& shape, const PackedBranch<Engine>& packed, int64_t tile, const Span& span, int tiles,
             const TileRows* rows, bool masked, const Element* query, const SoftmaxRows& state) {
     const Element* left[2];
-    for (int half = 0; half < tiles; ++half) left[half] = gatherer_.left(rows[half], query, shape.head_depth, half);
+    for (int half = 0; half < tiles; ++half)
+      left[half] = gatherer_.left(rows[half], query, shape.head_depth, half);
     tile_scores<Engine>(tiles, left, shape.head_depth, packed.key_columns.tile(tile), scores_.get());
     for (int half = 0; half < tiles; ++half) {
       if (masked) {
@@ -76,13 +79,16 @@ class SelectedForward {
     }
     const Element* weights[2] = {place(0), place(1)};
     float* out[2];
-    for (int half = 0; half < tiles; ++half) out[half] = gatherer_.sums(rows[half], state.sums, state.sums_stride, half);
+    for (int half = 0; half < tiles; ++half)
+      out[half] = gatherer_.sums(rows[half], state.sums, state.sums_stride, half);
     add_product<Engine>(tiles, weights, packed.value_depth.tile(tile), 1, shape.value_depth, out);
-    for (int half = 0; half < tiles; ++half) gatherer_.scatter(rows[half], state.sums, state.sums_stride, half);
+    for (int half = 0; half < tiles; ++half)
+      gatherer_.scatter(rows[half], state.sums, state.sums_stride, half);
   }
 
   template <bool masked>
-  void probabilities(const Shape& shape, int half, const TileRows& rows, const Span& span, const SoftmaxRows& state) {
+  void probabilities(const Shape& shape, int half, const TileRows& rows, const Span& span,
+                     const SoftmaxRows& state) {
     // columns past the block or the last token hold no key: give them positions in everybody's future
     const Columns columns{span.count < kTileKeys ? short_columns_.of(span.count) : span.key, span.first};
     exponentiate<Engine, kPrecise, masked>(

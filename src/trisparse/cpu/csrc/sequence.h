@@ -21,19 +21,19 @@ struct Shape {
         scale(float(p.scale)),
         multiplier(float(p.scale * 1.4426950408889634)) {}
 
-  int heads;                      // of one group
+  int heads;  // of one group
   int head_dim, value_dim;
-  int head_depth, value_depth;    // the same, padded
-  float scale;                    // of q.k
-  float multiplier;               // the same, for powers of 2
+  int head_depth, value_depth;  // the same, padded
+  float scale;                  // of q.k
+  float multiplier;             // the same, for powers of 2
 };
 
 struct Sequence {
   int64_t batch, group;
-  int64_t first_row, rows;        // of the query
-  int64_t start;                  // position of the first row
-  int64_t first_token, tokens;    // tokens past the last row are left out: they cannot matter
-  int64_t first_block, blocks;    // compressed blocks, those no row sees left out
+  int64_t first_row, rows;      // of the query
+  int64_t start;                // position of the first row
+  int64_t first_token, tokens;  // tokens past the last row are left out: they cannot matter
+  int64_t first_block, blocks;  // compressed blocks, those no row sees left out
 };
 
 // complete compressed blocks among the first `tokens` (spec 1)
@@ -53,8 +53,8 @@ inline std::vector<Sequence> sequences_of(const Problem& p) {
       const int64_t last = std::min(end, p.query_start + p.query_rows);
       if (first < last) {
         for (int64_t group = 0; group < p.groups; ++group) {
-          found.push_back({batch, group, first - p.query_start, last - first, first - begin, begin, last - begin,
-                           first_block, num_compressed(p, last - begin)});
+          found.push_back({batch, group, first - p.query_start, last - first, first - begin, begin,
+                           last - begin, first_block, num_compressed(p, last - begin)});
         }
       }
       first_block += num_compressed(p, end - begin);

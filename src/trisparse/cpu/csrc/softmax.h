@@ -1,8 +1,9 @@
 // The running softmax of many rows, one tile of 64 keys after the other.
 //
-// A row's probabilities are taken relative to a reference, the highest score of the first tile in which it sees a key. It
-// is raised only when a score passes it by kHeadroom powers of two, so that almost no tile rescales anything, and when it
-// is, then by a power of two, which changes no digit. Nothing can overflow, whatever the logits; NaN stays NaN in its row.
+// A row's probabilities are taken relative to a reference, the highest score of the first tile in which it
+// sees a key. It is raised only when a score passes it by kHeadroom powers of two, so that almost no tile
+// rescales anything, and when it is, then by a power of two, which changes no digit. Nothing can overflow,
+// whatever the logits; NaN stays NaN in its row.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -18,11 +19,11 @@ constexpr int kTileVectors = kTileKeys / kLanes;
 
 // State of the rows of a chunk
 struct SoftmaxRows {
-  float* reference;           // [rows], in the engine's units (see Exponent); -inf: no finite score yet
-  float* total;               // [rows][kLanes], sums of probabilities by lane
-  float* sums;                // [rows][sums_stride], sums of probability times value
+  float* reference;  // [rows], in the engine's units (see Exponent); -inf: no finite score yet
+  float* total;      // [rows][kLanes], sums of probabilities by lane
+  float* sums;       // [rows][sums_stride], sums of probability times value
   int64_t sums_stride;
-  const int32_t* low;         // [rows]: keys low <= key < high are visible
+  const int32_t* low;  // [rows]: keys low <= key < high are visible
   const int32_t* high;
 
   void reset(int64_t rows) const {
@@ -56,9 +57,10 @@ struct Columns {
   int64_t shift;
 };
 
-// From dot products to exponents of 2. An engine that rounds to bfloat16 anyway keeps references and log-sum-exps in
-// units of log2 and needs one instruction. The other works with the rounded score as the specification does: what it
-// subtracts later is then exactly what it added, and a row that sees one key has probability 1, not almost.
+// From dot products to exponents of 2. An engine that rounds to bfloat16 anyway keeps references and
+// log-sum-exps in units of log2 and needs one instruction. The other works with the rounded score as the
+// specification does: what it subtracts later is then exactly what it added, and a row that sees one key has
+// probability 1, not almost.
 template <class Engine>
 struct Exponent {
   explicit Exponent(const Shape& shape) : factor(splat(Engine::kRounds ? shape.multiplier : shape.scale)) {}
@@ -75,7 +77,9 @@ struct Exponent {
   }
 
   // natural logarithms to the engine's units and back
-  static float from_natural(float number) { return Engine::kRounds ? float(double(number) * kLog2E) : number; }
+  static float from_natural(float number) {
+    return Engine::kRounds ? float(double(number) * kLog2E) : number;
+  }
   static float log_sum_exp(float reference, float total) {
     return Engine::kRounds ? (reference + std::log2(total)) * kLn2 : reference + std::log(total);
   }
@@ -119,8 +123,8 @@ inline Floats maximum_of(const Floats* x) {
 
 // One row's exponents relative to its reference
 template <class Engine, bool masked>
-inline void exponents(const float* dots, const Exponent<Engine>& exponent, float reference, const Columns& columns,
-                      int64_t low, int64_t high, Floats* x) {
+inline void exponents(const float* dots, const Exponent<Engine>& exponent, float reference,
+                      const Columns& columns, int64_t low, int64_t high, Floats* x) {
   const Floats offset = splat(reference);
   for (int v = 0; v < kTileVectors; ++v) x[v] = exponent(load(dots + v * kLanes), offset);
   hide<masked>(columns, low, high, x);
@@ -128,8 +132,8 @@ inline void exponents(const float* dots, const Exponent<Engine>& exponent, float
 
 // A row's highest score in a tile, in the engine's units; -inf if it sees none
 template <class Engine, bool masked>
-inline float highest_score(const float* dots, const Exponent<Engine>& exponent, const Columns& columns, int64_t low,
-                           int64_t high) {
+inline float highest_score(const float* dots, const Exponent<Engine>& exponent, const Columns& columns,
+                           int64_t low, int64_t high) {
   Floats x[kTileVectors];
   for (int v = 0; v < kTileVectors; ++v) x[v] = exponent.score(load(dots + v * kLanes));
   hide<masked>(columns, low, high, x);
@@ -138,8 +142,9 @@ inline float highest_score(const float* dots, const Exponent<Engine>& exponent, 
   return best;
 }
 
-// Scores [16][64] of some rows -> probabilities [16][64], added to the rows' totals. `on_raise(i, row, factor)` must rescale
-// whatever else was made with row's former reference; `on_row(i, p)` sees the probabilities before they are rounded.
+// Scores [16][64] of some rows -> probabilities [16][64], added to the rows' totals. `on_raise(i, row,
+// factor)` must rescale whatever else was made with row's former reference; `on_row(i, p)` sees the
+// probabilities before they are rounded.
 template <class Engine, bool precise, bool masked, class OnRaise, class OnRow>
 inline void exponentiate(const float* dots, const TileRows& rows, const Columns& columns, const Shape& shape,
                          const SoftmaxRows& state, typename Engine::Element* probabilities, OnRaise on_raise,

@@ -12,8 +12,8 @@ class TopBlocks {
   TopBlocks(int64_t num_selected, int64_t num_initial, int64_t num_local)
       : num_selected_(num_selected), num_initial_(num_initial), num_local_(num_local) {}
 
-  // Fills `ids` [num_selected], ascending, -1 where there are too few candidates 0 .. own. NaN ranks below every
-  // number; ties go to the lower block (spec 4). Scores are sums of probabilities, never negative.
+  // Fills `ids` [num_selected], ascending, -1 where there are too few candidates 0 .. own. NaN ranks below
+  // every number; ties go to the lower block (spec 4). Scores are sums of probabilities, never negative.
   void choose(const float* scores, int64_t own, int32_t* ids) {
     chosen_.clear();
     for (int64_t block = 0; block <= own && block < num_initial_; ++block) chosen_.push_back(int32_t(block));

@@ -68,7 +68,8 @@ inline float sum(Floats vector) {
   return lanes[0];
 }
 
-// Polynomials for 2**f on [0, 1], exact at both ends, relative minimax error: fitted by us, see docs/kernels.md
+// Polynomials for 2**f on [0, 1], exact at both ends, relative minimax error: fitted by us, see
+// docs/kernels.md
 template <bool Precise>
 inline Floats exp2_fraction(Floats f) {
   if constexpr (Precise) {  // 2.3e-9, below the rounding of its own arithmetic

@@ -10,8 +10,8 @@ struct Limits {
   int64_t low, high;
 };
 
-// compressed blocks that end at or before `position` (spec 1), raw tokens up to it (spec 5), the last `window` of them
-// (spec 6)
+// compressed blocks that end at or before `position` (spec 1), raw tokens up to it (spec 5), the last
+// `window` of them (spec 6)
 inline Limits visible_keys(const Problem& p, int branch, int64_t position) {
   if (branch == kCompressed) return {0, num_compressed(p, position + 1)};
   if (branch == kSelected) return {0, position + 1};

@@ -11,8 +11,8 @@ class WindowForward {
   using Element = typename Engine::Element;
   static constexpr bool kPrecise = !Engine::kRounds;
 
-  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed, const Element* query,
-              const SoftmaxRows& state) {
+  void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
+              const Element* query, const SoftmaxRows& state) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     NoHooks hooks;
     for (int64_t first = 0; first < rows.count(); first += kPairRows) {
@@ -25,7 +25,9 @@ class WindowForward {
       for (int64_t tile = low_first / kTileKeys; tile < tiles_end; tile += kGroupTiles) {
         group.attend(
             packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, true,
-            [&](int64_t t) { return Columns{packed.tiling.identity(), t * kTileKeys}; },
+            [&](int64_t t) {
+              return Columns{packed.tiling.identity(), t * kTileKeys};
+            },
             [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
       }
     }

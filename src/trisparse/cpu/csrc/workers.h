@@ -8,7 +8,8 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-// Below this many multiplications waking a second thread costs more than it saves (about 1 ms of one core in float)
+// Below this many multiplications waking a second thread costs more than it saves (about 1 ms of one core in
+// float)
 constexpr int64_t kWorthThreads = 50'000'000;
 
 inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multiplications) {
@@ -20,7 +21,8 @@ inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multip
 // Calls `function(worker, task)` for every task; `make_worker()` is called once per thread that takes part.
 // Which thread does what changes nothing: tasks write to places of their own.
 template <class MakeWorker, class Function>
-Status run_tasks(const ThreadPool& pool, int64_t tasks, int64_t threads, MakeWorker make_worker, Function function) {
+Status run_tasks(const ThreadPool& pool, int64_t tasks, int64_t threads, MakeWorker make_worker,
+                 Function function) {
   struct Context {
     MakeWorker& make_worker;
     Function& function;
