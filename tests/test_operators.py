@@ -5,10 +5,17 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import trisparse
-from trisparse import SparseConfig, ops
+from trisparse import SparseConfig, backends, ops
 from trisparse.testing.inputs import Case, device_of, kernel_backends, make_inputs, usable_backends
 
 KERNELS = kernel_backends(torch.float32)
+# the two operators for the whole op exist in fused backends only
+OPERATORS = [
+    (backend, name)
+    for backend in KERNELS
+    for name in ops._SCHEMAS
+    if backend in backends.FUSED or not name.startswith("sparse_")
+]
 CONFIG = SparseConfig(
     compress_block=8, compress_stride=4, select_block=16, num_selected=2, num_initial=1, num_local=1, window=9
 )
@@ -25,6 +32,10 @@ def operator_arguments(name, inputs, backend):
     place = (CONFIG.as_ints(), 0.35, inputs.cu_seqlens, inputs.query_start, backend)
     call = torch.ops.trisparse
     query, grad = inputs.query, torch.ones_like(inputs.query[..., :6])
+    if name == "sparse_forward":
+        return (*inputs.tensors, True, *place)
+    if name == "sparse_backward":
+        return (grad, *inputs.tensors, *call.sparse_forward(*inputs.tensors, True, *place)[1:], *place)
     ids = call.select_blocks(query, inputs.compressed[0], *place)
     if name == "select_blocks":
         return (query, inputs.compressed[0], *place)
@@ -45,8 +56,7 @@ PLACES = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("name", ops._SCHEMAS)
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize(("backend", "name"), OPERATORS)
 def test_operator_passes_opcheck(backend, name, place, dtype):
     """Guards against a schema, a fake shape, dtype or stride, or an alias that is not the operator's."""
     inputs = draw(backend, dtype, **PLACES[place])
@@ -54,8 +64,16 @@ def test_operator_passes_opcheck(backend, name, place, dtype):
     torch.library.opcheck(operator, operator_arguments(name, inputs, backend))
 
 
-def test_all_operators_are_the_documented_eight():
-    """Guards against an operator that no test sees."""
+@pytest.mark.parametrize("backend", [name for name in KERNELS if name in backends.FUSED])
+def test_whole_op_that_saves_nothing_passes_opcheck(backend):
+    """Guards against branches and log-sum-exps of another shape than traced where no backward will come."""
+    inputs = draw(backend)
+    place = (CONFIG.as_ints(), 0.35, None, 0, backend)
+    torch.library.opcheck(torch.ops.trisparse.sparse_forward.default, (*inputs.tensors, False, *place))
+
+
+def test_all_operators_are_the_documented_ten():
+    """Guards against an operator that no test sees: one per stage and direction, two for the whole op."""
     assert sorted(ops._SCHEMAS) == [
         "compressed_backward",
         "compressed_forward",
@@ -63,6 +81,8 @@ def test_all_operators_are_the_documented_eight():
         "select_blocks",
         "selected_backward",
         "selected_forward",
+        "sparse_backward",
+        "sparse_forward",
         "window_backward",
         "window_forward",
     ]
@@ -80,7 +100,7 @@ _TORCH_TRACING = "ignore:.*should not be instantiated:DeprecationWarning"
 
 @pytest.mark.filterwarnings(_TORCH_TRACING)
 @pytest.mark.parametrize("place", ["alone", "packed"])
-@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("backend", [*KERNELS, "auto"])
 def test_public_function_compiles_whole(backend, place):
     """Guards against graph breaks, and against compiled results that are not the eager ones."""
     torch.compiler.reset()

@@ -12,7 +12,7 @@ import torch
 
 from trisparse.cli.main import run
 
-VERBS = ["demo", "train", "generate", "eval", "bench", "bench attention", "plot", "env"]
+VERBS = ["demo", "train", "generate", "eval", "bench", "bench attention", "plot", "build", "env"]
 
 Call = Callable[..., tuple[int, str, str]]
 

@@ -3,12 +3,12 @@
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from trisparse.cpu.library import _answer
+from trisparse.cpu.library import _answer, library
 from trisparse.cpu.processor import Processor
 
 from .standin import SOURCES, Messages, Script
@@ -83,3 +83,11 @@ def messages(caplog: pytest.LogCaptureFixture) -> Messages:
     """What was logged so far, progress included."""
     caplog.set_level(logging.INFO, logger="trisparse")
     return lambda: [record.getMessage() for record in caplog.records]
+
+
+@pytest.fixture
+def select() -> Iterator[Callable[[str], None]]:
+    """Makes the kernels use an instruction set, for one test."""
+    before = library().instructions
+    yield lambda name: library().select(name)
+    library().select(before)

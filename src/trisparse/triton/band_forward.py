@@ -1,0 +1,312 @@
+# mypy: allow-incomplete-defs
+# (a kernel's run-time arguments have no Python type)
+"""Attention over keys that a row sees as soon as they are complete, and no longer than `window` positions.
+
+That is the window branch (a key is one token) and the compressed branch (a key is a block, and there is no
+window): key i of a document is complete at its position i * STRIDE + SPAN - 1. A program holds a tile of
+(token, head) rows and walks over its keys; only tiles of keys that some of its rows do not see are masked.
+"""
+
+from typing import NamedTuple
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from trisparse.triton.launch import (
+    Launch,
+    Place,
+    Tile,
+    dim_constants,
+    heads_per_tile,
+    stride_arguments,
+)
+from trisparse.triton.primitives import (
+    LOG2_E,
+    add_product,
+    dot_transposed,
+    load_parts,
+    row_heads,
+    row_offsets,
+    row_tokens,
+    scale_parts,
+    softmax_end,
+    softmax_step,
+    store_parts,
+    tile_place,
+    zero_parts,
+)
+
+
+class Band(NamedTuple):
+    """Which keys a position sees: those complete at it, at most `window` positions ago (None: ever).
+
+    A window goes with stride 1 and span 1, that is with raw tokens.
+    """
+
+    stride: int
+    span: int
+    window: int | None
+
+    @property
+    def constants(self) -> dict[str, int | bool]:
+        """The constexpr arguments of a kernel."""
+        return {"STRIDE": self.stride, "SPAN": self.span, "WINDOWED": self.window is not None}
+
+    def reach(self, num_keys: int) -> int:
+        """The window as a kernel takes it: no row sees more than all keys, and sums must fit into int32."""
+        return 0 if self.window is None else min(self.window, num_keys)
+
+
+@triton.jit
+def keys_complete(position, STRIDE: tl.constexpr, SPAN: tl.constexpr):
+    """How many keys of its document are complete at `position`."""
+    return tl.maximum(position + 1 - SPAN + STRIDE, 0) // STRIDE
+
+
+@triton.jit
+def band_visible(positions, keys, window, STRIDE: tl.constexpr, SPAN: tl.constexpr, WINDOWED: tl.constexpr):
+    """Whether `positions` see `keys`; both must broadcast."""
+    age = positions - (keys * STRIDE + SPAN - 1)
+    visible = age >= 0
+    if WINDOWED:
+        visible = visible & (age < window)
+    return visible
+
+
+@triton.jit
+def key_bounds(
+    first_position,
+    last_position,
+    num_keys,
+    window,
+    KEYS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+):
+    """(begin, inner begin, inner end, end): the keys that positions first .. last see.
+
+    Tiles of keys are counted from `begin` on. All positions see all keys between the inner bounds.
+    """
+    end = tl.minimum(keys_complete(last_position, STRIDE, SPAN), num_keys)
+    seen_by_first = tl.minimum(keys_complete(first_position, STRIDE, SPAN), end)
+    begin = 0
+    inner_begin = 0
+    if WINDOWED:
+        begin = tl.maximum(first_position - window + 1, 0)
+        left = tl.maximum(last_position - window + 1 - begin, 0)
+        inner_begin = begin + tl.cdiv(left, KEYS) * KEYS
+    inner_end = tl.maximum(begin + (seen_by_first - begin) // KEYS * KEYS, inner_begin)
+    return begin, inner_begin, inner_end, end
+
+
+@triton.jit
+def _step(
+    state,
+    query,
+    key,
+    value,
+    key_first,
+    end,
+    positions,
+    window,
+    score_scale,
+    key_stride_t,
+    value_stride_t,
+    MASKED: tl.constexpr,
+    KEYS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_FIRST: tl.constexpr,
+    HEAD_SECOND: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    VALUE_SECOND: tl.constexpr,
+):
+    """`state` = (sums, highest, total) after one more tile of keys."""
+    sums, highest, total = state
+    keys = key_first + tl.arange(0, KEYS)
+    rows = keys.to(tl.int64)
+    # a key that no row of the tile sees is not even loaded: it may be NaN
+    exists = keys < end if MASKED else None
+    scores = dot_transposed(
+        query, load_parts(key, rows * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    )
+    scores *= score_scale
+    if MASKED:
+        visible = band_visible(positions[:, None], keys[None, :], window, STRIDE, SPAN, WINDOWED)
+        scores = tl.where(visible, scores, float("-inf"))
+    weights, rescale, highest, total = softmax_step(scores, highest, total)
+    values = load_parts(value, rows * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    sums = add_product(scale_parts(sums, rescale[:, None]), weights, values)
+    return sums, highest, total
+
+
+@triton.jit(do_not_specialize=["num_tiles", "num_rows", "num_keys", "query_start", "window", "groups"])
+def band_forward_kernel(
+    query,
+    key,
+    value,
+    out,
+    lse,
+    table,
+    query_stride_b,
+    query_stride_t,
+    query_stride_h,
+    key_stride_b,
+    key_stride_t,
+    key_stride_h,
+    value_stride_b,
+    value_stride_t,
+    value_stride_h,
+    num_tiles,
+    num_rows,
+    num_keys,
+    query_start,
+    window,
+    score_scale,
+    groups,
+    HEADS_PER_GROUP: tl.constexpr,
+    HEADS: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    KEYS: tl.constexpr,
+    PACKED: tl.constexpr,
+    STRIDE: tl.constexpr,
+    SPAN: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HEAD_FIRST: tl.constexpr,
+    HEAD_SECOND: tl.constexpr,
+    VALUE_DIM: tl.constexpr,
+    VALUE_FIRST: tl.constexpr,
+    VALUE_SECOND: tl.constexpr,
+):
+    program = tl.program_id(0).to(tl.int64)
+    chunk = program % CHUNKS
+    group = program // CHUNKS % groups
+    across = tl.num_programs(0) // num_tiles
+    batch = program % across // (CHUNKS * groups)
+    tile = program // across
+    if not PACKED:
+        # late rows see most compressed keys: longest first
+        tile = num_tiles - 1 - tile
+    first, stop, token_first, block_first, _, _ = tile_place(
+        table, tile, ROWS // HEADS, num_rows, num_rows, PACKED
+    )
+    key_zero = token_first if WINDOWED else block_first
+    shift = query_start - token_first
+
+    tokens = row_tokens(first, ROWS, HEADS)
+    heads = row_heads(chunk, ROWS, HEADS)
+    kept = (tokens < stop) & (heads < HEADS_PER_GROUP)
+    head_zero = group * HEADS_PER_GROUP
+    query += batch * query_stride_b + head_zero * query_stride_h
+    query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
+    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    key += batch * key_stride_b + group * key_stride_h + key_zero.to(tl.int64) * key_stride_t
+    value += batch * value_stride_b + group * value_stride_h + key_zero.to(tl.int64) * value_stride_t
+
+    last = tl.minimum(first + ROWS // HEADS, stop) - 1
+    begin, inner_begin, inner_end, end = key_bounds(
+        first + shift, last + shift, num_keys - key_zero, window, KEYS, STRIDE, SPAN, WINDOWED
+    )
+    positions = tokens + shift
+    sums = zero_parts(ROWS, VALUE_FIRST, VALUE_SECOND)
+    state = sums, tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+    for phase in tl.static_range(3):
+        lower, upper = begin, tl.minimum(inner_begin, end)
+        if phase == 1:
+            lower, upper = inner_begin, inner_end
+        if phase == 2:
+            lower, upper = inner_end, end
+        for key_first in range(lower, upper, KEYS):
+            state = _step(
+                state,
+                queries,
+                key,
+                value,
+                key_first,
+                end,
+                positions,
+                window,
+                score_scale,
+                key_stride_t,
+                value_stride_t,
+                phase != 1,
+                KEYS,
+                STRIDE,
+                SPAN,
+                WINDOWED,
+                HEAD_DIM,
+                HEAD_FIRST,
+                HEAD_SECOND,
+                VALUE_DIM,
+                VALUE_FIRST,
+                VALUE_SECOND,
+            )
+
+    sums, highest, total = state
+    inverse, log_sum_exp = softmax_end(highest, total)
+    # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]
+    num_heads = groups * HEADS_PER_GROUP
+    places = row_offsets(batch * num_rows + tokens, head_zero + heads, num_heads, 1)
+    tl.store(lse + places, log_sum_exp, mask=kept)
+    results = scale_parts(sums, inverse[:, None])
+    store_parts(out, places * VALUE_DIM, kept, results, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+
+
+def forward_launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    place: Place,
+    band: Band,
+    tile: Tile,
+) -> Launch:
+    """Fills contiguous `out` [B, Tq, H, E] and `lse` [B, Tq, H]."""
+    batch, num_rows, num_heads, head_dim = query.shape
+    groups = key.shape[2]
+    heads_per_group = num_heads // groups
+    heads = heads_per_tile(heads_per_group, tile.rows)
+    chunks = triton.cdiv(heads_per_group, heads)
+    tokens = tile.rows // heads
+    table = None
+    if place.packed is not None:
+        table = place.packed.row_tiles(tokens, longest_first=band.window is None)
+    num_tiles = triton.cdiv(num_rows, tokens) if table is None else table.shape[0]
+    arguments = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "out": out,
+        "lse": lse,
+        "table": table,
+        **stride_arguments(query=query, key=key, value=value),
+        "num_tiles": num_tiles,
+        "num_rows": num_rows,
+        "num_keys": key.shape[1],
+        "query_start": place.query_start,
+        "window": band.reach(key.shape[1]),
+        "score_scale": place.scale * LOG2_E.value,
+        "groups": groups,
+    }
+    constants = {
+        "HEADS_PER_GROUP": heads_per_group,
+        "HEADS": heads,
+        "CHUNKS": chunks,
+        "ROWS": tile.rows,
+        "KEYS": tile.keys,
+        "PACKED": table is not None,
+        **band.constants,
+        **dim_constants(head_dim, value.shape[3]),
+    }
+    programs = num_tiles * batch * groups * chunks if num_rows else 0
+    return Launch(
+        kernel=band_forward_kernel, programs=programs, arguments=arguments, constants=constants, tile=tile
+    )

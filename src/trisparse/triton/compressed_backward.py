@@ -1,0 +1,134 @@
+"""Compressed branch, backward: d query by tiles of rows, d key and d value by tiles of compressed blocks."""
+
+from collections.abc import Iterator
+
+import torch
+import triton
+from torch import Tensor
+
+from trisparse.config import SparseConfig
+from trisparse.triton.band_key_gradient import key_gradient
+from trisparse.triton.band_query_gradient import query_gradient
+from trisparse.triton.combine import row_sums
+from trisparse.triton.compressed_forward import block_band, compressed_place
+from trisparse.triton.launch import PinnedTiles, Place, Tile, pinned, rowwise
+from trisparse.triton.shapes import TOKENS, shape_cases
+from trisparse.triton.variants import KernelVariant
+
+# chosen by what compiles without spilling registers
+QUERY_TILES: PinnedTiles = {
+    "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
+    "medium": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(32, 64, 4, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "small": (
+        (512, Tile(64, 32, 4, 1)),
+        (640, Tile(32, 32, 4, 1)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+}
+KEY_TILES: PinnedTiles = {
+    "large": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(32, 64, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "medium": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(64, 32, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "small": (
+        (512, Tile(32, 64, 8, 2)),
+        (640, Tile(64, 32, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+}
+# all later rows see a block, and there are few tiles of blocks: too few programs to fill a GPU
+_ROWS_PER_SPLIT = 1024
+_MOST_SPLITS = 8
+
+
+def num_splits(num_rows: int) -> int:
+    """Programs that share the rows of one tile of blocks: depends on the length alone, not on the batch."""
+    return max(1, min(_MOST_SPLITS, triton.cdiv(num_rows, _ROWS_PER_SPLIT)))
+
+
+def _new_gradients(key: Tensor, value: Tensor, splits: int, zero: bool) -> tuple[Tensor, Tensor]:
+    """[splits, *shape] each; fp32 if they are partial sums."""
+    dtype = key.dtype if splits == 1 else torch.float32
+    # packed: whatever the bounds leave out has no program
+    new = torch.zeros if zero else torch.empty
+    grad_key = new(splits, *key.shape, dtype=dtype, device=key.device)
+    return grad_key, new(splits, *value.shape, dtype=dtype, device=value.device)
+
+
+def compressed_gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    gate: Tensor | None,
+    partial: Tensor | None,
+    grad_query: Tensor,
+    place: Place,
+) -> tuple[Tensor, Tensor]:
+    """Fill `grad_query` as `band_query_gradient.query_gradient` does; return d key and d value."""
+    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
+    band = block_band(place.config)
+    inputs = query, key, value, grad_out, lse, delta, gate
+    query_gradient(*inputs, partial, grad_query, place, band, pinned(QUERY_TILES, key, value)).run()
+    splits = num_splits(query.shape[1])
+    grads = _new_gradients(key, value, splits, place.packed is not None)
+    key_gradient(*inputs, *grads, place, band, pinned(KEY_TILES, key, value)).run()
+    if splits == 1:
+        return grads[0][0], grads[1][0]
+    return grads[0].sum(dim=0).to(key.dtype), grads[1].sum(dim=0).to(value.dtype)
+
+
+def compressed_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of `compressed_forward`, shaped and typed like query, key, value.
+
+    A block that no row sees gets 0, and so does a row that sees no block.
+    """
+    place = compressed_place(query, key, config, scale, cu_seqlens, query_start)
+    grad_query = query.new_empty(query.shape)
+    delta = row_sums(grad_out, out)
+    grad_key, grad_value = compressed_gradients(
+        grad_out, query, key, value, lse.contiguous(), delta, None, None, grad_query, place
+    )
+    return grad_query, grad_key, grad_value
+
+
+def variants() -> Iterator[KernelVariant]:
+    """What the compile gate compiles."""
+    for shape, place, query, key, value in shape_cases(SparseConfig().num_compressed(TOKENS)):
+        grad_out = query.new_empty(*query.shape[:3], value.shape[3])
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        band = block_band(place.config)
+        inputs = query, key, value, grad_out, lse, lse
+        total = query.new_empty(query.shape, dtype=torch.float32)
+        for name, gate, out, splits in (("", None, query, 1), (",gated", lse, total, 8)):
+            label = f"[{shape.label}{name}]"
+            tile = pinned(QUERY_TILES, key, value)
+            launch = query_gradient(*inputs, gate, None, out, place, band, tile)
+            yield launch.variant(f"compressed_query_gradient{label}", hot=shape.hot)
+            tile = pinned(KEY_TILES, key, value)
+            grads = _new_gradients(key, value, splits, zero=False)
+            launch = key_gradient(*inputs, gate, *grads, place, band, tile)
+            yield launch.variant(f"compressed_key_gradient{label}", hot=shape.hot)

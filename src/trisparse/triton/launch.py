@@ -1,0 +1,207 @@
+"""From tensors to a kernel launch: layouts, head tiles, pinned tiles; and the same launch as a variant.
+
+A launcher builds a `Launch` from its tensors and runs it. The compile gate builds the same launches from
+tensors on the "meta" device and never runs them, so what it compiles is what a launch specialises.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from trisparse.config import SparseConfig
+from trisparse.triton import primitives
+from trisparse.triton.sequences import PackedSequences
+from trisparse.triton.variants import (
+    AMPERE_SHARED_BYTES,
+    CONSUMER_SHARED_BYTES,
+    HOPPER_SHARED_BYTES,
+    KernelVariant,
+)
+
+# a dot product needs at least 16 rows, columns and terms
+LEAST_WIDTH = 16
+
+# the interpreter runs programs one after another: few large tiles, and nothing to fit into
+INTERPRETED = not isinstance(primitives.load_parts, triton.JITFunction)
+
+_SHARED_BYTES = {
+    "large": HOPPER_SHARED_BYTES,
+    "medium": AMPERE_SHARED_BYTES,
+    "small": CONSUMER_SHARED_BYTES,
+}
+NAMES = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Everything about a call that is not one of its tensors."""
+
+    config: SparseConfig
+    scale: float
+    query_start: int
+    packed: PackedSequences | None
+
+
+class Tile(NamedTuple):
+    """One pinned configuration: rows of queries (tokens x heads), keys, warps, pipeline stages."""
+
+    rows: int
+    keys: int
+    num_warps: int
+    num_stages: int
+
+
+# memory class -> (most bytes of the rows that `pinned` is given, tile); the last one takes what is wider
+PinnedTiles = Mapping[str, tuple[tuple[float, Tile], ...]]
+
+_assumed_memory = "large"
+
+
+@contextmanager
+def assume_memory(name: str) -> Iterator[None]:
+    """Inside, launches on the "meta" device are those of a GPU of this memory class."""
+    global _assumed_memory
+    before, _assumed_memory = _assumed_memory, name
+    try:
+        yield
+    finally:
+        _assumed_memory = before
+
+
+@cache
+def _memory_of_gpu(index: int) -> str:
+    properties = torch.cuda.get_device_properties(index)
+    # AMD's runtime knows no larger opt-in size
+    default = properties.shared_memory_per_block
+    shared = getattr(properties, "shared_memory_per_block_optin", default)
+    return next((name for name, size in _SHARED_BYTES.items() if shared >= size), "small")
+
+
+def memory_class(tensor: Tensor) -> str:
+    """ "large", "medium" or "small": how much shared memory a program has where `tensor` lies."""
+    if tensor.device.type == "cuda":
+        return _memory_of_gpu(tensor.device.index or 0)
+    return _assumed_memory
+
+
+def pinned(tiles: PinnedTiles, *tensors: Tensor) -> Tile:
+    """The tile for rows of these tensors: depends on dtype, dims and device, never on a length or a batch."""
+    row_bytes = sum(padded(x.shape[3]) * x.element_size() for x in tensors)
+    choices = tiles[memory_class(tensors[0])]
+    tile = next((tile for limit, tile in choices if row_bytes <= limit), choices[-1][1])
+    return tile._replace(rows=64, keys=32) if INTERPRETED else tile
+
+
+def split_dim(dim: int) -> tuple[int, int]:
+    """`dim` as the sum of at most two powers of two, padded as little as that allows: 192 -> 128, 64."""
+    whole = max(LEAST_WIDTH, triton.next_power_of_2(dim))
+    half = whole // 2
+    rest = max(LEAST_WIDTH, triton.next_power_of_2(dim - half)) if dim > half else 0
+    return (half, rest) if half >= LEAST_WIDTH and half + rest < whole else (whole, 0)
+
+
+def padded(dim: int) -> int:
+    """How wide `dim` is in a kernel."""
+    return sum(split_dim(dim))
+
+
+def dim_constants(head_dim: int, value_dim: int) -> dict[str, int]:
+    """The constexpr arguments that describe the two head dims."""
+    (head_first, head_second), (value_first, value_second) = split_dim(head_dim), split_dim(value_dim)
+    return {
+        "HEAD_DIM": head_dim,
+        "HEAD_FIRST": head_first,
+        "HEAD_SECOND": head_second,
+        "VALUE_DIM": value_dim,
+        "VALUE_FIRST": value_first,
+        "VALUE_SECOND": value_second,
+    }
+
+
+def heads_per_tile(heads_per_group: int, rows: int) -> int:
+    """Heads side by side in a tile of `rows`: all of a group, padded to a power of two, if they fit."""
+    return min(triton.next_power_of_2(heads_per_group), rows)
+
+
+def rowwise(tensor: Tensor) -> Tensor:
+    """The tensor itself if its last dim is contiguous, else a copy."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()
+
+
+def stride_arguments(**tensors: Tensor | None) -> dict[str, int | None]:
+    """`NAME_stride_b`, `_t` and `_h` of each [B, T, H, ...] tensor; None for a tensor that is not there."""
+    return {
+        f"{name}_stride_{letter}": None if tensor is None else tensor.stride(dim)
+        for name, tensor in tensors.items()
+        for dim, letter in enumerate("bth")
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A kernel, its arguments by name, and how many programs run it."""
+
+    kernel: Any
+    programs: int
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    tile: Tile
+
+    def run(self) -> None:
+        """Start the programs, on the device of the tensors.
+
+        Raises:
+            NotImplementedError: the head dims need more shared memory than the GPU has.
+        """
+        if self.programs == 0:
+            return
+        device = next(x.device for x in self.arguments.values() if isinstance(x, Tensor))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            try:
+                self.kernel[(self.programs,)](
+                    **self.arguments,
+                    **self.constants,
+                    num_warps=self.tile.num_warps,
+                    num_stages=self.tile.num_stages,
+                )
+            except OutOfResources as error:
+                raise NotImplementedError(f"query: head dims too large for this GPU: {error}") from error
+
+    def variant(self, name: str, *, hot: bool = True) -> KernelVariant:
+        """What `run` would compile."""
+        absent = {key: None for key, value in self.arguments.items() if value is None}
+        return KernelVariant(
+            name=name,
+            function=self.kernel,
+            signature={key: _kind(value) for key, value in self.arguments.items()}
+            | dict.fromkeys(self.constants, "constexpr"),
+            constants=self.constants | absent,
+            num_warps=self.tile.num_warps,
+            num_stages=self.tile.num_stages,
+            hot=hot,
+            shared_limit=_SHARED_BYTES[_assumed_memory],
+        )
+
+
+def _kind(value: Any) -> str:
+    """The type of an argument, as a kernel's signature names it."""
+    if value is None:
+        return "constexpr"
+    if isinstance(value, Tensor):
+        return "*" + NAMES[value.dtype]
+    if isinstance(value, float):
+        return "fp32"
+    return "i32" if -(2**31) <= value < 2**31 else "i64"

@@ -1,0 +1,220 @@
+"""What a kernel's binary uses on a GPU, read without one: registers, spills, shared memory, instructions.
+
+Triton compiles for a GPU that is not there, and its package brings the tools that take the binary apart.
+"""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import trisparse.triton
+from trisparse.triton.variants import (
+    AMPERE_SHARED_BYTES,
+    CONSUMER_SHARED_BYTES,
+    HOPPER_SHARED_BYTES,
+    KernelVariant,
+)
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+_TOOL_SECONDS = 120.0
+
+_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_GCN = re.compile(r"^\s+([a-z]\w+)", re.MULTILINE)
+_TENSOR_CORE = re.compile(r"^([HIQO]G?MMA|UTC\w*MMA|v_mfma\w*)")
+_DOT = re.compile(r"\btt\.dot .*: tensor<[\dx]+x(\w+)>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A GPU to compile for, and the shared memory one program can have on it."""
+
+    name: str
+    backend: str
+    arch: int | str
+    warp_size: int
+    shared_bytes: int
+
+
+TARGETS = {
+    target.name: target
+    for target in (
+        Target(name="sm_80", backend="cuda", arch=80, warp_size=32, shared_bytes=AMPERE_SHARED_BYTES),
+        Target(name="sm_86", backend="cuda", arch=86, warp_size=32, shared_bytes=CONSUMER_SHARED_BYTES),
+        Target(name="sm_90", backend="cuda", arch=90, warp_size=32, shared_bytes=HOPPER_SHARED_BYTES),
+        Target(name="sm_100", backend="cuda", arch=100, warp_size=32, shared_bytes=HOPPER_SHARED_BYTES),
+        Target(name="gfx942", backend="hip", arch="gfx942", warp_size=64, shared_bytes=64 * 1024),
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one binary uses.
+
+    Attributes:
+        registers: of one thread.
+        spilled_bytes: of one thread's memory that holds what found no register.
+        shared_bytes: of one program.
+        tensor_core: how often each tensor-core instruction occurs, by its family, for example {"HGMMA": 16}.
+        loads: how often a load from global memory of that many bytes by one thread occurs.
+        half_dots: `tl.dot` of bf16 or fp16 operands in the source, which only tensor cores do fast.
+        reduced_dots: `tl.dot` of fp32 operands that may be rounded to a shorter format.
+    """
+
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    tensor_core: dict[str, int]
+    loads: dict[int, int]
+    half_dots: int
+    reduced_dots: int
+
+
+# the GPU of each class of shared memory that configurations are made for, least first
+_HOMES = ("sm_86", "sm_80", "sm_90")
+
+
+def home_of(variant: KernelVariant) -> Target:
+    """The target with the least shared memory in which a variant's configuration must fit."""
+    return next(TARGETS[name] for name in _HOMES if variant.shared_limit <= TARGETS[name].shared_bytes)
+
+
+def kernel_modules() -> dict[str, Any]:
+    """The modules of this room that hold kernels, by name: those that list variants."""
+    names = sorted(module.name for module in pkgutil.iter_modules(trisparse.triton.__path__))
+    modules = {name: importlib.import_module(f"trisparse.triton.{name}") for name in names}
+    return {name: module for name, module in modules.items() if hasattr(module, "variants")}
+
+
+def all_variants() -> Iterator[tuple[str, KernelVariant]]:
+    """Every variant with the name of its module.
+
+    Raises:
+        ValueError: two variants share a name.
+    """
+    seen: set[str] = set()
+    for module_name, module in kernel_modules().items():
+        for variant in module.variants():
+            if variant.name in seen:
+                raise ValueError(f"variants: expected unique names, got {variant.name!r} twice")
+            seen.add(variant.name)
+            yield module_name, variant
+
+
+def inspect(variant: KernelVariant, target: Target) -> Resources:
+    """Compile `variant` for `target` and take the binary apart. Needs no GPU.
+
+    Raises:
+        RuntimeError: the kernels were imported for the interpreter, or a tool failed.
+        triton.CompilationError: the kernel does not compile.
+    """
+    compiled = _compile(variant, target)
+    read = _read_nvidia if target.backend == "cuda" else _read_amd
+    registers, spilled, opcodes = read(compiled.asm)
+    dots = _DOT.finditer(compiled.asm["ttir"])
+    kinds = Counter((dot[1], "inputPrecision" in dot[0]) for dot in dots)
+    return Resources(
+        registers=registers,
+        spilled_bytes=spilled,
+        shared_bytes=compiled.metadata.shared,
+        tensor_core=_tensor_core(opcodes),
+        loads=_load_widths(opcodes),
+        half_dots=sum(count for (kind, _), count in kinds.items() if kind in ("bf16", "f16")),
+        reduced_dots=kinds["f32", True],
+    )
+
+
+def _compile(variant: KernelVariant, target: Target) -> Any:
+    function = variant.function
+    if not isinstance(function, triton.JITFunction):
+        raise RuntimeError(f"{variant.name}: expected a compiled kernel; unset TRITON_INTERPRET")
+    aligned = set(variant.aligned_names)
+    places = [(index,) for index, name in enumerate(function.arg_names) if name in aligned]
+    source = ASTSource(
+        fn=function,
+        signature={name: variant.signature[name] for name in function.arg_names},
+        constexprs=dict(variant.constants),
+        attrs={place: [["tt.divisibility", 16]] for place in places},
+    )
+    return triton.compile(
+        source,
+        target=GPUTarget(target.backend, target.arch, target.warp_size),
+        options={"num_warps": variant.num_warps, "num_stages": variant.num_stages},
+    )
+
+
+def _read_nvidia(asm: Any) -> tuple[int, int, Counter[str]]:
+    """Registers, bytes of stack and instructions of a cubin."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "-res-usage", file.name)
+        sass = _tool("cuobjdump", "-sass", file.name)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    if not found:
+        raise RuntimeError(f"cuobjdump: expected REG and STACK, got {usage!r}")
+    return int(found[1]), int(found[2]), Counter(_SASS.findall(sass))
+
+
+def _read_amd(asm: Any) -> tuple[int, int, Counter[str]]:
+    """Registers, bytes of scratch and instructions of assembly text."""
+    text = asm["amdgcn"]
+    registers, scratch = (
+        max(int(number) for number in re.findall(rf"\.{name}:\s+(\d+)", text))
+        for name in ("vgpr_count", "private_segment_fixed_size")
+    )
+    return registers, scratch, Counter(_GCN.findall(text))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [str(_TOOLS / name), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TOOL_SECONDS,
+        env={"PATH": str(_TOOLS)},  # cuobjdump starts nvdisasm
+    )
+    if done.returncode != 0:
+        raise RuntimeError(f"{name}: exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _tensor_core(opcodes: Counter[str]) -> dict[str, int]:
+    families: Counter[str] = Counter()
+    for opcode, count in opcodes.items():
+        if found := _TENSOR_CORE.match(opcode):
+            families["MFMA" if found[1].startswith("v_mfma") else found[1]] += count
+    return dict(sorted(families.items()))
+
+
+def _load_widths(opcodes: Counter[str]) -> dict[int, int]:
+    widths: Counter[int] = Counter()
+    for opcode, count in opcodes.items():
+        if opcode.partition(".")[0] in ("LDG", "LDGSTS"):
+            widths[_nvidia_width(opcode)] += count
+        elif opcode.startswith(("global_load_", "buffer_load_")):
+            widths[_amd_width(opcode)] += count
+    return dict(sorted(widths.items(), reverse=True))
+
+
+def _nvidia_width(opcode: str) -> int:
+    parts = set(opcode.split("."))
+    named = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((width for name, width in named.items() if name in parts), 4)
+
+
+def _amd_width(opcode: str) -> int:
+    named = {"dwordx4": 16, "dwordx3": 12, "dwordx2": 8, "dword": 4, "short": 2, "byte": 1}
+    return next((width for name, width in named.items() if name in opcode), 4)

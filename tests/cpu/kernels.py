@@ -1,0 +1,46 @@
+"""What tests of the native kernels share: larger cases, whole calls, and whether there are kernels at all."""
+
+import pytest
+import torch
+
+import trisparse
+from trisparse import SparseConfig
+from trisparse.cpu.library import library, unavailable_reason
+from trisparse.testing.inputs import Case, Inputs, make_inputs
+
+_REASON = unavailable_reason()
+needs_kernels = pytest.mark.skipif(_REASON is not None, reason=f"no native kernels: {_REASON}")
+
+# windows and selections of several tiles, none of them a whole number of tiles
+CONFIG = SparseConfig(num_selected=6, window=300)
+
+
+def instruction_sets() -> tuple[str, ...]:
+    """Those that can run here, best first."""
+    return () if _REASON is not None else library().instruction_sets
+
+
+def draw(dtype: torch.dtype = torch.float32, seed: int = 1, **others) -> Inputs:
+    """Inputs of a call that is worth several threads, with heads that do not fill a tile."""
+    sizes = {"batch": 2, "tokens": 611, "heads": 12, "groups": 2, "head_dim": 64, "value_dim": 48}
+    return make_inputs(Case(**{"name": "kernels", "config": CONFIG, **sizes, **others}), dtype, seed)
+
+
+def grad_of(inputs: Inputs, seed: int = 3) -> torch.Tensor:
+    """A gradient for the output of `inputs`."""
+    shape = (*inputs.query.shape[:3], inputs.selected[1].shape[3])
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(inputs.query)
+
+
+def run(inputs: Inputs, grad: torch.Tensor | None = None, **where) -> list[torch.Tensor]:
+    """Output and the eight gradients of the whole op."""
+    leaves = inputs.leaves()
+    out = trisparse.sparse_attention(*leaves.all_arguments, backend="cpu", **inputs.where | where)
+    grad = grad_of(inputs) if grad is None else grad
+    return [out.detach(), *torch.autograd.grad(out, leaves.tensors, grad)]
+
+
+def assert_same_bits(actual: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
+    """Equal, and NaN where the other is NaN."""
+    for index, (got, exact) in enumerate(zip(actual, wanted, strict=True)):
+        assert torch.equal(got.nan_to_num(nan=12345.0), exact.nan_to_num(nan=12345.0)), f"result {index}"

@@ -1,0 +1,155 @@
+"""The same call gives the same bits, whatever runs beside it and however the work is shared out."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+import trisparse
+
+from .kernels import CONFIG, assert_same_bits, draw, grad_of, instruction_sets, needs_kernels, run
+
+pytestmark = needs_kernels
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+SETS = pytest.mark.parametrize("instructions", instruction_sets())
+# (H, G): tiles of one token's heads, of parts of tokens, of several tokens, and of one head
+HEADS = pytest.mark.parametrize(("heads", "groups"), [(16, 1), (6, 1), (10, 2), (2, 2)])
+
+
+@pytest.fixture
+def threads():
+    """Sets the number of torch's threads, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@HEADS
+@DTYPES
+@SETS
+def test_number_of_threads_does_not_matter(select, threads, instructions, dtype, heads, groups):
+    """Guards against sums whose order depends on how rows are cut into tasks, and against races."""
+    select(instructions)
+    inputs = draw(dtype, heads=heads, groups=groups, head_dim=32, value_dim=40)
+    results = []
+    for count in (1, 2, 4):
+        threads(count)
+        results.append(run(inputs))
+    assert_same_bits(results[1], results[0])
+    assert_same_bits(results[2], results[0])
+
+
+@DTYPES
+def test_repeats_with_two_threads_are_equal(threads, dtype):
+    """Guards against a race that shows once in many runs."""
+    threads(2)
+    inputs = draw(dtype, tokens=333)
+    first = run(inputs)
+    for _ in range(10):
+        assert_same_bits(run(inputs), first)
+
+
+@HEADS
+@DTYPES
+@SETS
+def test_a_row_of_the_batch_is_what_it_is_alone(select, instructions, dtype, heads, groups):
+    """Guards against tasks cut by the size of the batch, on which a row's sums then depend."""
+    select(instructions)
+    inputs = draw(dtype, batch=3, tokens=390, heads=heads, groups=groups, head_dim=32, value_dim=24)
+    grad = grad_of(inputs)
+    together = run(inputs, grad)
+    alone = run(inputs.with_tensors(tuple(x[1:2] for x in inputs.tensors)), grad[1:2])
+    assert_same_bits([x[1:2] for x in together], alone)
+
+
+@HEADS
+@DTYPES
+@SETS
+def test_rows_from_the_middle_equal_those_of_the_whole(select, instructions, dtype, heads, groups):
+    """Guards against sums that begin at the first row of a chunk instead of the first tile of keys."""
+    select(instructions)
+    inputs = draw(dtype, batch=1, heads=heads, groups=groups, head_dim=32, value_dim=24)
+    whole = trisparse.sparse_attention(*inputs.all_arguments, backend="cpu")
+    for start in (1, 7, 320, 500, 610):
+        rows = inputs.with_tensors((inputs.query[:, start:], *inputs.tensors[1:-1], inputs.gates[:, start:]))
+        out = trisparse.sparse_attention(*rows.all_arguments, backend="cpu", query_start=start)
+        assert torch.equal(out, whole[:, start:]), start
+
+
+@DTYPES
+def test_query_gradient_of_rows_from_the_middle_equals_that_of_the_whole(dtype):
+    """Guards against a backward whose sums begin at the first row of a chunk."""
+    inputs = draw(dtype, batch=1, heads=6, groups=1)
+    grad = grad_of(inputs)
+    whole = run(inputs, grad)
+    for start in (7, 500):
+        rows = inputs.with_tensors((inputs.query[:, start:], *inputs.tensors[1:-1], inputs.gates[:, start:]))
+        part = run(rows, grad[:, start:], query_start=start)
+        for index in (0, 1, 8):
+            assert torch.equal(part[index], whole[index][:, start:])
+
+
+@DTYPES
+def test_select_blocks_gives_the_ids_of_the_whole_op(dtype):
+    """Guards against ids that depend on whether values are attended in the same pass."""
+    inputs = draw(dtype)
+    place = (CONFIG.as_ints(), 0.125, None, 0, "cpu")
+    ids = torch.ops.trisparse.select_blocks(inputs.query, inputs.compressed[0], *place)
+    *_, whole = torch.ops.trisparse.sparse_forward(*inputs.tensors, False, *place)
+    _, _, parts = torch.ops.trisparse.compressed_select_forward(inputs.query, *inputs.compressed, *place)
+    assert torch.equal(ids, whole)
+    assert torch.equal(ids, parts)
+
+
+def test_two_python_threads_at_once():
+    """Guards against scratch memory that two calls share."""
+    calls = [draw(seed=seed, tokens=333) for seed in (1, 2)]
+    wanted = [run(inputs) for inputs in calls]
+    found: list[list] = [[], []]
+
+    def repeat(index):
+        found[index] = [run(calls[index]) for _ in range(5)]
+
+    workers = [threading.Thread(target=repeat, args=(index,)) for index in (0, 1)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for results, exact in zip(found, wanted, strict=True):
+        assert len(results) == 5
+        for result in results:
+            assert_same_bits(result, exact)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+# the warning is about what this test does on purpose
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_forked_child_computes(threads):
+    """Guards against locks or tile settings that a fork leaves behind; one thread, as in a data loader."""
+    threads(2)
+    inputs = draw(torch.bfloat16, tokens=333)
+    wanted = run(inputs)
+    child = os.fork()
+    if child == 0:
+        code = 3
+        try:
+            # torch's own pool does not survive a fork
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                out = trisparse.sparse_attention(*inputs.all_arguments, backend="cpu")
+            code = 0 if torch.equal(out, wanted[0]) else 1
+        finally:
+            os._exit(code)
+    for _ in range(600):
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.1)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child hangs")
+    assert os.waitstatus_to_exitcode(status) == 0

@@ -1,0 +1,100 @@
+"""What a call allocates: nothing that stays, nothing that grows with the square of the length."""
+
+import gc
+
+import pytest
+import torch
+
+from .calls import draw, everything, forward, grad_like, make_case
+from .device import needs_gpu, one_at_a_time, pick, require_memory
+
+pytestmark = one_at_a_time
+
+
+@needs_gpu
+def test_three_hundred_calls_leave_nothing_behind():
+    """Guards against reference cycles that keep saved tensors, and caches that grow with every call."""
+    inputs = draw(make_case("leak", (16, 2), (128, 128), 1000), torch.bfloat16)
+    grad_out = grad_like(inputs)
+    for _ in range(3):
+        everything(inputs, grad_out)
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.cuda.memory_allocated()
+        for count in range(300):
+            everything(inputs, grad_out)
+            assert torch.cuda.memory_allocated() == before, f"after call {count}"
+    finally:
+        gc.enable()
+
+
+def peak_bytes(call):
+    """The most that `call` held beyond what was there before."""
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def measured(tokens, direction):
+    """Peak bytes of one call of 32/2 heads, 128/128, in bytes of its query."""
+    case = make_case("peak", (32, 2), (128, 128), tokens)
+    query_bytes = tokens * case.heads * case.head_dim * 2
+    require_memory(20 * query_bytes)
+    inputs = draw(case, torch.bfloat16)
+    grad_out = grad_like(inputs)
+
+    def run():
+        if direction == "forward":
+            forward(inputs)
+        else:
+            everything(inputs, grad_out)
+
+    run()
+    return peak_bytes(run) / query_bytes
+
+
+@needs_gpu
+@pytest.mark.parametrize(("direction", "bound"), [("forward", 6), ("backward", 14)])
+def test_peak_grows_with_the_length_not_its_square(direction, bound):
+    """Guards against a T x T or T x C x H tensor, which would take 64 query sizes at 64k and more.
+
+    A forward holds the three branches, their sum and little beside; a backward all gradients and some fp32
+    sums of that size.
+    """
+    short, long = (measured(tokens, direction) for tokens in (32768, 65536))
+    assert long < bound
+    assert long < 1.15 * short
+
+
+def poisoned_empty(monkeypatch):
+    """New tensors without values are full of NaN, or of a number that names nothing."""
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    return lambda: torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", ["dense", "packed", "chunk"])
+def test_fresh_memory_full_of_nan_changes_nothing(name, monkeypatch):
+    """Guards against outputs and scratch that are read, or returned, where nobody wrote."""
+    tokens = pick(1000, 100)
+    others = {
+        "dense": {"batch": 2},
+        "packed": {"cu_seqlens": (0, 0, 31, 31, tokens - 1, tokens)},
+        "chunk": {"query_start": tokens - 77},
+    }
+    inputs = draw(make_case(name, (12, 2), (60, 100), tokens, **others[name]), torch.bfloat16)
+    grad_out = grad_like(inputs)
+    wanted = everything(inputs, grad_out)
+    undo = poisoned_empty(monkeypatch)
+    try:
+        assert torch.empty(8, device=inputs.query.device).isnan().all(), "the poison does not work"
+        found = everything(inputs, grad_out)
+    finally:
+        undo()
+    for got, expected in zip(found, wanted, strict=True):
+        assert torch.equal(got, expected)

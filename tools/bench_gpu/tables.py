@@ -1,0 +1,103 @@
+"""The files of one run: attention.csv as the figures read it, and what they have no column for."""
+
+import csv
+import io
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from trisparse.bench.cases import Case, dtype_name
+from trisparse.bench.table import append_rows, environment
+from trisparse.files import write_whole
+from trisparse.report.measurement import COLUMNS, TIMES
+
+SETTING = ["tokens", "heads", "groups", "head_dim", "value_dim", "dtype", "batch"]
+ORIGIN = ["device", "torch", "triton", "commit", "date"]
+PARTS = ["case", "backend", "part", "direction", *SETTING, *TIMES, "samples", "peak_mib", "gate", *ORIGIN]
+CEILINGS = ["what", "amount", "unit", *ORIGIN]
+
+
+class Tables:
+    """Rows are written as soon as there are any: a run that ends early keeps what it has."""
+
+    def __init__(self, folder: Path, device: str) -> None:
+        self.folder = folder
+        self.facts = {**environment(device), "triton": _triton_version()}
+
+    def describe_device(self) -> str:
+        """What nvidia-smi says, written down; nothing is measured on a device that nobody named."""
+        lines = [f"date: {datetime.now(UTC).isoformat(timespec='seconds')}"]
+        lines += [f"{name}: {value}" for name, value in self.facts.items()]
+        text = "\n".join([*lines, "", _nvidia_smi()])
+        write_whole(self.folder / "device.txt", text.encode())
+        return text
+
+    def add_ceiling(self, what: str, amount: float, unit: str) -> None:
+        row = {"what": what, "amount": f"{amount:.1f}", "unit": unit, **self.facts}
+        _append(self.folder / "ceilings.csv", CEILINGS, [row])
+
+    def add(
+        self,
+        case: Case,
+        name: str,
+        part: str,
+        direction: str,
+        milliseconds: Sequence[float],
+        worst_ratio: float,
+        peak_bytes: int | None,
+    ) -> None:
+        """One timed call; without times where its check failed."""
+        passed = worst_ratio <= 1.0
+        spread = (median(milliseconds), min(milliseconds), max(milliseconds)) if passed else ()
+        times = [f"{time:.4f}" for time in spread] or [""] * len(TIMES)
+        row = {
+            "case": case.name,
+            "backend": name,
+            "part": part,
+            "direction": direction,
+            **{column: str(getattr(case, column)) for column in SETTING},
+            "dtype": dtype_name(case.dtype),
+            **dict(zip(TIMES, times, strict=True)),
+            "samples": str(len(milliseconds)),
+            "peak_mib": "" if peak_bytes is None else f"{peak_bytes / 2**20:.1f}",
+            "gate": "pass" if passed else "fail",
+            "worst_ratio": f"{worst_ratio:.3g}",
+            **self.facts,
+        }
+        _append(self.folder / "parts.csv", PARTS, [row])
+        if part == "whole":
+            append_rows(self.folder / "attention.csv", [{column: row[column] for column in COLUMNS}])
+
+
+def _append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
+    text = io.StringIO()
+    table = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    if path.is_file():
+        kept = path.read_text(encoding="utf-8")
+        if kept.splitlines()[:1] != [",".join(columns)]:
+            raise ValueError(f"path: expected the header {', '.join(columns)} in {path}; write elsewhere")
+        text.write(kept)
+    else:
+        table.writeheader()
+    table.writerows(rows)
+    write_whole(path, text.getvalue().encode())
+
+
+def _nvidia_smi() -> str:
+    try:
+        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"nvidia-smi: {type(error).__name__}"
+    return done.stdout
+
+
+def _triton_version() -> str:
+    try:
+        import triton
+    except ImportError:
+        return ""
+    return str(getattr(triton, "__version__", "")) if torch.version.cuda else ""
