@@ -57,8 +57,8 @@ class QueryGradWorker {
         packed_(packed),
         facts_(facts),
         first_row_(first_row),
-        gatherer_(call.shape.head_depth),
-        grad_gatherer_(call.shape.value_depth),
+        gatherer_(call.shape.head_depth, call.shape.heads),
+        grad_gatherer_(call.shape.value_depth, call.shape.heads),
         query_(call.most_rows() * call.shape.head_depth),
         grad_(call.most_rows() * call.shape.value_depth),
         sums_(call.most_rows() * call.shape.head_depth),
@@ -129,9 +129,10 @@ class QueryGradWorker {
       const int64_t end = std::min(first + kPairRows, rows.count());
       const int64_t low_last = low()[end - 1], high_first = high()[first];
       const int64_t tiles_end = (high()[end - 1] + kTileKeys - 1) / kTileKeys;
-      for (int64_t tile = low()[first] / kTileKeys; tile < tiles_end; tile += kGroupTiles) {
+      for (TileRange range = group_from(low()[first] / kTileKeys, tiles_end); range.begin < tiles_end;
+           range = group_from(range.end, tiles_end)) {
         attend(
-            packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, neighbours(first, end), facts,
+            packed, base, range, neighbours(first, end), facts,
             [&](int64_t t) {
               return Columns{packed.tiling.identity(), t * kTileKeys};
             },

@@ -10,7 +10,8 @@ class RowGatherer {
  public:
   using Element = typename Engine::Element;
 
-  explicit RowGatherer(int64_t widest) : rows_(kPairRows * widest), sums_(kPairRows * widest) {}
+  RowGatherer(int64_t widest, int heads)
+      : sums_in_place_(heads % kTileRows == 0), rows_(kPairRows * widest), sums_(kPairRows * widest) {}
 
   static bool in_place(const TileRows& rows) {
     return rows.count == kTileRows && rows.index[kTileRows - 1] - rows.index[0] == kTileRows - 1;
@@ -28,14 +29,14 @@ class RowGatherer {
 
   // where a product with the tile adds up; `scatter` brings it home
   float* sums(const TileRows& rows, float* all, int64_t stride, int half) const {
-    if (in_place(rows)) return all + rows.index[0] * stride;
+    if (sums_in_place_) return all + rows.index[0] * stride;
     float* to = sums_.get() + half * kTileRows * stride;
     std::fill(to, to + kTileRows * stride, 0.0f);
     return to;
   }
 
   void scatter(const TileRows& rows, float* all, int64_t stride, int half) const {
-    if (in_place(rows)) return;
+    if (sums_in_place_) return;
     const float* from = sums_.get() + half * kTileRows * stride;
     for (int i = 0; i < rows.count; ++i) {
       float* to = all + rows.index[i] * stride;
@@ -44,6 +45,9 @@ class RowGatherer {
   }
 
  private:
+  // Every tile is 16 heads of one token. Elsewhere a chunk's rows decide whether those of a tile happen to be
+  // neighbours, and an engine may add to sums in place in another order: bits would depend on the chunk.
+  bool sums_in_place_;
   Buffer<Element> rows_;
   Buffer<float> sums_;
 };

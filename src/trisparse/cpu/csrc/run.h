@@ -18,6 +18,12 @@ struct TileRange {
   int64_t begin, end;
 };
 
+// From `tile` to the end of its group, or to `end`. Groups are counted from tile 0, not from where a chunk's
+// rows begin: what is added to what must not depend on which rows go together.
+inline TileRange group_from(int64_t tile, int64_t end) {
+  return {tile, std::min((tile / kGroupTiles + 1) * kGroupTiles, end)};
+}
+
 template <class Engine>
 struct RunScratch {
   using Element = typename Engine::Element;

@@ -44,7 +44,7 @@ class SelectedForward {
   static constexpr bool kPrecise = !Engine::kRounds;
 
   SelectedForward(const Problem& p, const Shape& shape)
-      : problem_(p), gatherer_(std::max(shape.head_depth, shape.value_depth)) {}
+      : problem_(p), gatherer_(std::max(shape.head_depth, shape.value_depth), shape.heads) {}
 
   void attend(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
               const Element* query, const SoftmaxRows& state) {

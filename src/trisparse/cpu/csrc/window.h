@@ -22,9 +22,10 @@ class WindowForward {
       const int64_t low_first = state.low[first], low_last = state.low[end - 1];
       const int64_t high_first = state.high[first], high_last = state.high[end - 1];
       const int64_t tiles_end = (high_last + kTileKeys - 1) / kTileKeys;
-      for (int64_t tile = low_first / kTileKeys; tile < tiles_end; tile += kGroupTiles) {
+      for (TileRange range = group_from(low_first / kTileKeys, tiles_end); range.begin < tiles_end;
+           range = group_from(range.end, tiles_end)) {
         group.attend(
-            packed, base, {tile, std::min(tile + kGroupTiles, tiles_end)}, true,
+            packed, base, range, true,
             [&](int64_t t) {
               return Columns{packed.tiling.identity(), t * kTileKeys};
             },
