@@ -6,28 +6,11 @@
 #include <new>
 #include <utility>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
 namespace trisparse::TRISPARSE_SET {
 
 constexpr size_t kCacheLine = 64;
 
 inline int64_t round_up(int64_t number, int64_t unit) { return (number + unit - 1) / unit * unit; }
-
-// Fresh memory costs a page fault per page when it is first written: asking for large pages saves most of
-// them. Only a hint, and only about whole large pages inside the range.
-inline void advise_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kLargePage = uintptr_t(2) << 20;
-  const uintptr_t begin = (uintptr_t(data) + kLargePage - 1) & ~(kLargePage - 1);
-  const uintptr_t end = (uintptr_t(data) + uintptr_t(bytes)) & ~(kLargePage - 1);
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
 
 template <class Number>
 class Buffer {
@@ -39,7 +22,6 @@ class Buffer {
     const size_t bytes = size_t(round_up(count * int64_t(sizeof(Number)), kCacheLine));
     data_ = static_cast<Number*>(std::aligned_alloc(kCacheLine, bytes));
     if (!data_) throw std::bad_alloc();
-    advise_large_pages(data_, int64_t(bytes));
   }
 
   Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)) {}

@@ -237,19 +237,8 @@ Status forward_pass(const Call<Engine>& call, const PackedCall<Engine>& packed, 
   return run_tasks(call.pool, tasks, call.threads(tasks), make_worker, attend);
 }
 
-// Results are about to be written for the first time
-inline void advise_results(const Problem& p) {
-  const auto advise = [&](const Tensor& tensor) {
-    if (tensor.data)
-      advise_large_pages(tensor.data, p.batch * p.query_rows * p.heads * p.value_dim * size_of(p.data_type));
-  };
-  advise(p.out);
-  for (const Branch& branch : p.branches) advise(branch.out);
-}
-
 template <class Engine>
 Status forward(const Problem& p, const ThreadPool& pool) {
-  advise_results(p);
   const Call<Engine> call(p, pool);
   PackedCall<Engine> packed(p, call.sequences, call.order);
   Status status = pack_compressed(call, kForwardForms, packed);
