@@ -66,6 +66,7 @@ class Tables:
             "peak_mib": "" if peak_bytes is None else f"{peak_bytes / 2**20:.1f}",
             "gate": "pass" if passed else "fail",
             "worst_ratio": f"{worst_ratio:.3g}",
+            "instructions": "",
             **self.facts,
         }
         _append(self.folder / "parts.csv", PARTS, [row])
