@@ -13,6 +13,7 @@ from torch import Tensor
 from trisparse.triton.band_forward import Band, band_visible
 from trisparse.triton.launch import (
     Launch,
+    PinnedTiles,
     Place,
     Tile,
     dim_constants,
@@ -35,6 +36,25 @@ from trisparse.triton.primitives import (
     tile_place,
     zero_parts,
 )
+
+# chosen by what compiles without spilling registers
+KEY_TILES: PinnedTiles = {
+    "large": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(32, 64, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "medium": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(64, 32, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "small": (
+        (512, Tile(32, 64, 8, 2)),
+        (640, Tile(64, 32, 8, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+}
 
 
 @triton.jit

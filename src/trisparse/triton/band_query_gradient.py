@@ -14,6 +14,7 @@ from torch import Tensor
 from trisparse.triton.band_forward import Band, band_visible, key_bounds
 from trisparse.triton.launch import (
     Launch,
+    PinnedTiles,
     Place,
     Tile,
     dim_constants,
@@ -37,6 +38,21 @@ from trisparse.triton.primitives import (
     tile_place,
     zero_parts,
 )
+
+# chosen by what compiles without spilling registers
+QUERY_TILES: PinnedTiles = {
+    "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
+    "medium": (
+        (512, Tile(64, 64, 8, 2)),
+        (640, Tile(32, 64, 4, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "small": (
+        (512, Tile(64, 32, 4, 1)),
+        (640, Tile(32, 32, 4, 1)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+}
 
 
 @triton.jit

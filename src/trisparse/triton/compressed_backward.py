@@ -7,45 +7,14 @@ import triton
 from torch import Tensor
 
 from trisparse.config import SparseConfig
-from trisparse.triton.band_key_gradient import key_gradient
-from trisparse.triton.band_query_gradient import query_gradient
+from trisparse.triton.band_key_gradient import KEY_TILES, key_gradient
+from trisparse.triton.band_query_gradient import QUERY_TILES, query_gradient
 from trisparse.triton.combine import row_sums
 from trisparse.triton.compressed_forward import block_band, compressed_place
-from trisparse.triton.launch import PinnedTiles, Place, Tile, pinned, rowwise
+from trisparse.triton.launch import Place, pinned, rowwise
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 
-# chosen by what compiles without spilling registers
-QUERY_TILES: PinnedTiles = {
-    "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
-    "medium": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(32, 64, 4, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "small": (
-        (512, Tile(64, 32, 4, 1)),
-        (640, Tile(32, 32, 4, 1)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-}
-KEY_TILES: PinnedTiles = {
-    "large": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(32, 64, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "medium": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(64, 32, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "small": (
-        (512, Tile(32, 64, 8, 2)),
-        (640, Tile(64, 32, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-}
 # all later rows see a block, and there are few tiles of blocks: too few programs to fill a GPU
 _ROWS_PER_SPLIT = 1024
 _MOST_SPLITS = 8

@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from trisparse.config import SparseConfig
-from trisparse.triton.compressed_backward import KEY_TILES as COMPRESSED_KEY_TILES
-from trisparse.triton.compressed_backward import QUERY_TILES as COMPRESSED_QUERY_TILES
+from trisparse.triton.band_key_gradient import KEY_TILES as BAND_KEY_TILES
+from trisparse.triton.band_query_gradient import QUERY_TILES as BAND_QUERY_TILES
 from trisparse.triton.compressed_forward import TILES as COMPRESSED_TILES
 from trisparse.triton.launch import PinnedTiles, Tile, assume_memory, pinned
 from trisparse.triton.selected_backward import KEY_TILES as SELECTED_KEY_TILES
 from trisparse.triton.topn import TILES as TOPN_TILES
-from trisparse.triton.window_backward import KEY_TILES as WINDOW_KEY_TILES
-from trisparse.triton.window_backward import QUERY_TILES as WINDOW_QUERY_TILES
 from trisparse.triton.window_forward import TILES as WINDOW_TILES
 
 _ELEMENT_BYTES = 2
@@ -199,9 +197,9 @@ def backward_costs(shape: Shape) -> list[Cost]:
     dims = shape.head_dim, shape.value_dim
 
     compressed, keys = compressed_pairs(shape.tokens, config), sizes.compressed
-    rows = _tile(COMPRESSED_QUERY_TILES, *dims).rows
+    rows = _tile(BAND_QUERY_TILES, *dims).rows
     costs.append(_walk("compressed_query_gradient", shape, compressed, flops, rows, keys, inputs + total))
-    tile = _tile(COMPRESSED_KEY_TILES, *dims)
+    tile = _tile(BAND_KEY_TILES, *dims)
     costs.append(_key_gradient("compressed", shape, compressed, tile.keys, keys, inputs))
 
     selected, moved = selected_pairs(shape.tokens, config), inputs + sizes.ids
@@ -214,9 +212,9 @@ def backward_costs(shape: Shape) -> list[Cost]:
     costs.append(_key_gradient("selected", shape, selected, tile.keys, sizes.raw, moved))
 
     window, moved = window_pairs(shape.tokens, config), inputs + total + sizes.query
-    rows = _tile(WINDOW_QUERY_TILES, *dims).rows
+    rows = _tile(BAND_QUERY_TILES, *dims).rows
     costs.append(_walk("window_query_gradient", shape, window, flops, rows, sizes.raw, moved))
-    tile = _tile(WINDOW_KEY_TILES, *dims)
+    tile = _tile(BAND_KEY_TILES, *dims)
     costs.append(_key_gradient("window", shape, window, tile.keys, sizes.raw, inputs))
     return costs
 

@@ -6,46 +6,14 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
-from trisparse.triton.band_key_gradient import key_gradient
-from trisparse.triton.band_query_gradient import query_gradient
+from trisparse.triton.band_key_gradient import KEY_TILES, key_gradient
+from trisparse.triton.band_query_gradient import QUERY_TILES, query_gradient
 from trisparse.triton.combine import row_sums
-from trisparse.triton.launch import PinnedTiles, Place, Tile, pinned, rowwise
+from trisparse.triton.launch import Place, pinned, rowwise
 from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 from trisparse.triton.window_forward import token_band
-
-# chosen by what compiles without spilling registers
-QUERY_TILES: PinnedTiles = {
-    "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
-    "medium": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(32, 64, 4, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "small": (
-        (512, Tile(64, 32, 4, 1)),
-        (640, Tile(32, 32, 4, 1)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-}
-KEY_TILES: PinnedTiles = {
-    "large": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(32, 64, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "medium": (
-        (512, Tile(64, 64, 8, 2)),
-        (640, Tile(64, 32, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-    "small": (
-        (512, Tile(32, 64, 8, 2)),
-        (640, Tile(64, 32, 8, 2)),
-        (float("inf"), Tile(32, 32, 8, 1)),
-    ),
-}
 
 
 def window_gradients(

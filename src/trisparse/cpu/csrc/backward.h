@@ -16,18 +16,16 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
   std::vector<KeyTask> tasks;
   for (int branch = 0; branch < kBranches; ++branch) {
     if (!call.has(branch)) continue;
-    const Tiling& tiling = branch == kCompressed ? packed.compressed.tiling
-                           : branch == kSelected ? packed.selected.tiling
-                                                 : packed.window().tiling;
+    const Tiling& tiling = packed.branch(branch).tiling;
     int64_t all = 0;
-    for (const Sequence& s : call.sequences) all += tiling.tiles(branch == kCompressed ? s.blocks : s.tokens);
+    for (const Sequence& s : call.sequences) all += tiling.tiles(keys_of(branch, s).count);
     // the tiles of a block have its rows in common; other tiles are grouped while every thread has several
     // groups
     const int64_t step = branch == kSelected ? tiling.tiles_per_block()
                                              : std::clamp<int64_t>(all / (8 * threads), 1, kMostKeyTiles);
     for (size_t index = 0; index < call.sequences.size(); ++index) {
       const Sequence& s = call.sequences[index];
-      const int64_t tiles = tiling.tiles(branch == kCompressed ? s.blocks : s.tokens);
+      const int64_t tiles = tiling.tiles(keys_of(branch, s).count);
       for (int64_t tile = 0; tile < tiles; tile += step) {
         int64_t rows = p.window;
         if (branch == kCompressed) rows = s.rows - s.rows * tile / tiles;
@@ -54,18 +52,16 @@ Status backward(const Problem& p, const ThreadPool& pool) {
     if (call.has(branch)) facts[branch] = RowFacts(first_row.back());
   }
   PackedCall<Engine> packed(p, call.sequences, call.order);
-  {
-    Status status = pack_compressed(call, kBackwardForms, packed);
-    if (status == kOk)
-      status = pack_tokens(call, kBackwardForms, call.has(kSelected) && few_rows(p, call.sequences), packed);
-    if (status != kOk) return status;
-    const int64_t tasks = int64_t(call.chunks.size());
-    status = run_tasks(
-        pool, tasks, call.threads(tasks),
-        [&] { return QueryGradWorker<Engine>(call, packed, facts, first_row); },
-        [&](QueryGradWorker<Engine>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
-    if (status != kOk) return status;
-  }
+  Status status = pack_compressed(call, kBackwardForms, packed);
+  const bool few = call.has(kSelected) && few_rows(p, call.sequences);
+  if (status == kOk) status = pack_tokens(call, kBackwardForms, few, packed);
+  if (status != kOk) return status;
+  const int64_t chunks = int64_t(call.chunks.size());
+  status = run_tasks(
+      pool, chunks, call.threads(chunks),
+      [&] { return QueryGradWorker<Engine>(call, packed, facts, first_row); },
+      [&](QueryGradWorker<Engine>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
+  if (status != kOk) return status;
   std::vector<InvertedIds> inverted;
   if (call.has(kSelected)) {
     for (const Sequence& sequence : call.sequences) inverted.emplace_back(p, sequence);

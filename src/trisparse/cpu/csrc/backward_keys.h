@@ -79,23 +79,16 @@ class KeyGradWorker {
   }
 
  private:
-  const Tiling& tiling(int branch) const {
-    if (branch == kCompressed) return packed_.compressed.tiling;
-    return branch == kSelected ? packed_.selected.tiling : packed_.window().tiling;
-  }
-
-  static std::pair<int64_t, int64_t> keys_of(int branch, const Sequence& s) {
-    return branch == kCompressed ? std::pair(s.first_block, s.blocks) : std::pair(s.first_token, s.tokens);
-  }
+  const Tiling& tiling(int branch) const { return packed_.branch(branch).tiling; }
 
   // The rows of a sequence that may see some key of the task, in batches counted from row 0: what is added to
   // what must not depend on how many tiles a task has
   TileRange visible_rows(const KeyTask& task, const Sequence& s) const {
     const Problem& p = call_.problem;
-    const auto [first_row, keys] = keys_of(task.branch, s);
+    const Keys keys = keys_of(task.branch, s);
     int64_t lowest = INT64_MAX, highest = 0;
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
-      const Span span = tiling(task.branch).span(tile, keys);
+      const Span span = tiling(task.branch).span(tile, keys.count);
       for (int column = 0; column < kTileKeys; ++column) {
         if (span.key[column] >= span.count) continue;
         lowest = std::min(lowest, span.first + span.key[column]);
@@ -113,14 +106,14 @@ class KeyGradWorker {
 
   void begin(const KeyTask& task, const Sequence& sequence) {
     const Branch& branch = call_.problem.branches[task.branch];
-    const auto [first_row, keys] = keys_of(task.branch, sequence);
+    const Keys keys = keys_of(task.branch, sequence);
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
-      const Span span = tiling(task.branch).span(tile, keys);
+      const Span span = tiling(task.branch).span(tile, keys.count);
       const int64_t index = (tile - task.tiles.begin) * kTileKeys;
-      stage_tile<Engine>(branch.key, call_.problem.data_type, sequence, first_row, span, shape_.head_dim,
+      stage_tile<Engine>(branch.key, call_.problem.data_type, sequence, keys.first_row, span, shape_.head_dim,
                          shape_.head_depth, keys_.get() + index * shape_.head_depth);
-      stage_tile<Engine>(branch.value, call_.problem.data_type, sequence, first_row, span, shape_.value_dim,
-                         shape_.value_depth, values_.get() + index * shape_.value_depth);
+      stage_tile<Engine>(branch.value, call_.problem.data_type, sequence, keys.first_row, span,
+                         shape_.value_dim, shape_.value_depth, values_.get() + index * shape_.value_depth);
     }
     const int64_t count = (task.tiles.end - task.tiles.begin) * kTileKeys;
     std::fill(grad_keys_.get(), grad_keys_.get() + count * shape_.head_depth, 0.0f);
@@ -130,12 +123,12 @@ class KeyGradWorker {
   // `row_of_index(i)`: the sequence's row number i of those that see the keys
   template <class RowOfIndex>
   void over_rows(const KeyTask& task, const Sequence& sequence, TileRange range, RowOfIndex row_of_index) {
-    const auto [first_row, keys] = keys_of(task.branch, sequence);
+    const Keys keys = keys_of(task.branch, sequence);
     for (int64_t first = range.begin; first < range.end; first += RowBatch<Engine>::kRows) {
       const int64_t end = std::min(first + RowBatch<Engine>::kRows, range.end);
       load_batch(task, sequence, first, end, row_of_index);
       for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
-        add_tile(tiling(task.branch).span(tile, keys), int(tile - task.tiles.begin));
+        add_tile(tiling(task.branch).span(tile, keys.count), int(tile - task.tiles.begin));
       }
     }
   }
@@ -206,20 +199,8 @@ class KeyGradWorker {
   // out [64][32] = left [64][depth] x right (32 rows as columns)
   static void transposed_product(const Element* left, int depth, const Element* right, float* out) {
     for (int half = 0; half < kTileKeys; half += kPairRows) {
-      Matrices<Element> m{};
-      m.tiles = 2;
-      for (int tile = 0; tile < 2; ++tile) {
-        m.left[tile] = left + int64_t(half + tile * kTileRows) * depth;
-        m.out[tile] = out + (half + tile * kTileRows) * kBlockRows;
-      }
-      m.out_stride = kBlockRows;
-      m.left_stride = depth;
-      m.right = right;
-      m.panel_stride = int64_t(depth) * kPanel;
-      m.panels = kBlockRows / kPanel;
-      m.depth = depth;
-      m.runs = 1;
-      Engine::multiply(m);
+      const Element* tiles[2] = {left + int64_t(half) * depth, left + int64_t(half + kTileRows) * depth};
+      tile_scores<Engine>(2, tiles, depth, right, out + half * kBlockRows, kBlockRows);
     }
   }
 
@@ -275,12 +256,12 @@ class KeyGradWorker {
   void finish(const KeyTask& task, const Sequence& s) const {
     const int32_t type = call_.problem.data_type;
     const Branch& branch = call_.problem.branches[task.branch];
-    const auto [first_row, keys] = keys_of(task.branch, s);
+    const Keys keys = keys_of(task.branch, s);
     for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
-      const Span span = tiling(task.branch).span(tile, keys);
+      const Span span = tiling(task.branch).span(tile, keys.count);
       for (int column = 0; column < kTileKeys; ++column) {
         if (span.key[column] >= span.count) continue;
-        const int64_t row = first_row + span.first + span.key[column];
+        const int64_t row = keys.first_row + span.first + span.key[column];
         const int64_t index = (tile - task.tiles.begin) * kTileKeys + column;
         write_numbers(grad_keys_.get() + index * shape_.head_depth, shape_.scale, shape_.head_dim, type,
                       row_of(branch.grad_key, type, s.batch, row, s.group));

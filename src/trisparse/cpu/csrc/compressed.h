@@ -55,15 +55,10 @@ class CompressedForward {
     }
   };
 
-  // whole runs of 16 selection blocks, so that pooling finishes each
-  int64_t tiles_for(int64_t keys) const {
-    return round_up(round_up(keys, kPanel * order_.phases), kTileKeys) / kTileKeys;
-  }
-
   void part(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
             const Element* query, const SoftmaxRows& state, bool with_values, int64_t begin, int64_t end) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
-    const int64_t tiles = tiles_for(state.high[end - 1]);
+    const int64_t tiles = order_.tiles_for(state.high[end - 1]);
     Hooks hooks{pooling_, begin, problem_.select != 0};
     if (problem_.select) pooling_.reset(end - begin);
     for (int64_t group = 0; group < tiles; group += kGroupTiles) {
@@ -72,7 +67,7 @@ class CompressedForward {
         const int64_t least = state.high[first];
         RunGroup<Engine, true, Hooks> run(shape, state, query, first, last, scratch_, hooks);
         run.attend(
-            packed, base, {group, std::min(group + kGroupTiles, tiles_for(state.high[last - 1]))},
+            packed, base, {group, std::min(group + kGroupTiles, order_.tiles_for(state.high[last - 1]))},
             with_values,
             [&](int64_t t) {
               return Columns{order_.key.data() + t * kTileKeys, 0};
@@ -94,7 +89,7 @@ class CompressedForward {
         // rows of one pair of tiles went as far as the last of them
         const int64_t pair_end = std::min(
             (row - first * heads_) / kPairRows * kPairRows + kPairRows + first * heads_, last * heads_);
-        const int64_t known = pooling_.blocks(tiles_for(state.high[pair_end - 1]));
+        const int64_t known = pooling_.blocks(order_.tiles_for(state.high[pair_end - 1]));
         const float* pooled = pooling_.scores(row - first * heads_);
         const float weight = 1.0f / total;
         const int64_t count = std::min(own + 1, known);

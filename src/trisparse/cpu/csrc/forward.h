@@ -84,12 +84,15 @@ struct PackedCall {
 
   const PackedBranch<Engine>& window() const { return shared ? selected : own_window; }
 
+  const PackedBranch<Engine>& branch(int index) const {
+    return index == kCompressed ? compressed : index == kSelected ? selected : window();
+  }
+
   PackedBranch<Engine> compressed, selected, own_window;
   bool shared;
 };
 
-// [sequence][block]: whether some row chose it; empty if there are so many rows that most blocks will be
-// wanted
+// [sequence][block]: whether some row chose it
 inline std::vector<std::vector<uint8_t>> wanted_blocks(const Problem& p,
                                                        const std::vector<Sequence>& sequences) {
   std::vector<std::vector<uint8_t>> wanted;
@@ -120,10 +123,10 @@ template <class Engine>
 Status pack_compressed(const Call<Engine>& call, Forms forms, PackedCall<Engine>& packed) {
   if (!call.has(kCompressed)) return kOk;
   if (!call.problem.branches[kCompressed].value.data) forms = kScoreForms;
-  const auto keys_of = [](const Sequence& s) { return Keys{s.first_block, s.blocks}; };
+  const auto block_keys = [](const Sequence& s) { return keys_of(kCompressed, s); };
   const auto all = [](size_t, int64_t) { return true; };
   return pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences,
-                             call.problem.branches[kCompressed], forms, keys_of, all, call.pool,
+                             call.problem.branches[kCompressed], forms, block_keys, all, call.pool,
                              packed.compressed);
 }
 
@@ -131,7 +134,7 @@ Status pack_compressed(const Call<Engine>& call, Forms forms, PackedCall<Engine>
 template <class Engine>
 Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
   const Problem& p = call.problem;
-  const auto all_keys = [](const Sequence& s) { return Keys{s.first_token, s.tokens}; };
+  const auto all_keys = [](const Sequence& s) { return keys_of(kSelected, s); };
   // tokens before the first row's window are as good as absent, also where they are not finite
   const auto window_keys = [&](const Sequence& s) {
     return Keys{s.first_token, s.tokens, first_window_key(p, s)};

@@ -16,25 +16,28 @@ struct KeyOrder {
   // vectors.
   KeyOrder(int64_t keys, int64_t phases) : phases(int(phases)) {
     const int64_t run = kPanel * phases;
-    tiles = round_up(round_up(keys, run), kTileKeys) / kTileKeys;
+    tiles = tiles_for(keys);
     key.resize(size_t(tiles * kTileKeys));
     for (size_t index = 0; index < key.size(); ++index) {
       const int64_t vector = int64_t(index) / kPanel, lane = int64_t(index) % kPanel;
       key[index] = int32_t(vector / phases * run + phases * lane + vector % phases);
     }
-    first.resize(size_t(tiles));
     last.resize(size_t(tiles));
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const auto begin = key.begin() + tile * kTileKeys;
-      first[size_t(tile)] = *std::min_element(begin, begin + kTileKeys);
       last[size_t(tile)] = *std::max_element(begin, begin + kTileKeys);
     }
   }
 
+  // that hold the first `keys` keys, in whole runs
+  int64_t tiles_for(int64_t keys) const {
+    return round_up(round_up(keys, kPanel * phases), kTileKeys) / kTileKeys;
+  }
+
   int phases;
   int64_t tiles;
-  std::vector<int32_t> key;          // [tiles * 64]
-  std::vector<int32_t> first, last;  // lowest and highest key of each tile
+  std::vector<int32_t> key;   // [tiles * 64]
+  std::vector<int32_t> last;  // highest key of each tile
 };
 
 // Column c of a tile is key `first + key[c]` of a sequence, if lowest <= key[c] < count; else it is zero
@@ -55,7 +58,7 @@ class Tiling {
   int64_t tiles_per_block() const { return round_up(block_, kTileKeys) / kTileKeys; }
 
   int64_t tiles(int64_t keys) const {
-    if (order_) return round_up(round_up(keys, kPanel * order_->phases), kTileKeys) / kTileKeys;
+    if (order_) return order_->tiles_for(keys);
     return (keys + block_ - 1) / block_ * tiles_per_block();
   }
 
@@ -116,6 +119,10 @@ struct Operand {
 struct Keys {
   int64_t first_row, count, lowest = 0;
 };
+
+inline Keys keys_of(int branch, const Sequence& s) {
+  return branch == kCompressed ? Keys{s.first_block, s.blocks} : Keys{s.first_token, s.tokens};
+}
 
 // Which of a branch's tensors are wanted in which form
 struct Forms {

@@ -1,24 +1,24 @@
-// Scores of up to two tiles of rows with one tile of keys.
+// The two kinds of product: scores, and sums over keys or rows.
 #pragma once
 #include "matrices.h"
 
 namespace trisparse::TRISPARSE_SET {
 
-// out[tile]: [16][64]; left[tile]: [16][depth]; `right`: 64 keys as columns
+// out[tile]: [16][columns]; left[tile]: [16][depth]; `right`: keys (or rows) as columns
 template <class Engine>
 inline void tile_scores(int tiles, const typename Engine::Element* const* left, int depth,
-                        const typename Engine::Element* right, float* out) {
+                        const typename Engine::Element* right, float* out, int columns = kTileKeys) {
   Matrices<typename Engine::Element> m{};
   m.tiles = tiles;
   for (int tile = 0; tile < tiles; ++tile) {
     m.left[tile] = left[tile];
-    m.out[tile] = out + tile * kTileRows * kTileKeys;
+    m.out[tile] = out + tile * kTileRows * columns;
   }
-  m.out_stride = kTileKeys;
+  m.out_stride = columns;
   m.left_stride = depth;
   m.right = right;
   m.panel_stride = int64_t(depth) * kPanel;
-  m.panels = kTileKeys / kPanel;
+  m.panels = columns / kPanel;
   m.depth = depth;
   m.runs = 1;
   Engine::multiply(m);

@@ -21,7 +21,6 @@ inline void for_each_tile_pair(const std::vector<Pair>& pairs, const ChunkRows& 
     const int64_t count = int64_t(end - begin) * heads;
     for (int64_t first = 0; first < count; first += kPairRows) {
       TileRows tiles[2];
-      bool masked = false;
       for (int64_t index = first; index < std::min(first + kPairRows, count); ++index) {
         TileRows& tile = tiles[(index - first) / kTileRows];
         const Pair& pair = pairs[begin + size_t(index / heads)];
@@ -30,7 +29,7 @@ inline void for_each_tile_pair(const std::vector<Pair>& pairs, const ChunkRows& 
       // tokens ascend: the first is the one that may not see the whole block
       const int64_t position =
           rows.chunk.position(rows.sequence) + pairs[begin + size_t(first / heads)].token;
-      masked = position < (int64_t(pairs[begin].block) + 1) * select_block - 1;
+      const bool masked = position < (int64_t(pairs[begin].block) + 1) * select_block - 1;
       function(int64_t(pairs[begin].block), tiles[1].count > 0 ? 2 : 1, tiles, masked);
     }
     begin = end;
