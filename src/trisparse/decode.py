@@ -55,7 +55,7 @@ def sparse_decode(
         validate.query_like("query_cmp", query_cmp, query)
     scale = validate.softmax_scale(scale, query.shape[3])
     chosen = backends.choose(backend, query.device.type, query.dtype)
-    if chosen not in backends.FUSED:
+    if chosen not in backends.FUSED or not hasattr(backends.room(chosen), "decode_forward"):
         first = query if query_cmp is None else query_cmp
         tensors = (query, first, gates, *compressed, *selected, *window)
         rows = [[x[row : row + 1] for x in tensors] for row in range(query.shape[0])]
