@@ -4,11 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from trisparse import api, backends, validate
 from trisparse.config import SparseConfig
+from trisparse.invariance import is_batch_invariant
 
 Pair = tuple[Tensor, Tensor]
+
+# more new tokens than this are a prefill, for which the other GPU kernels are made
+_GPU_ROWS = 64
 
 
 def sparse_decode(
@@ -55,14 +60,13 @@ def sparse_decode(
         validate.query_like("query_cmp", query_cmp, query)
     scale = validate.softmax_scale(scale, query.shape[3])
     chosen = backends.choose(backend, query.device.type, query.dtype)
-    if chosen not in backends.FUSED or not hasattr(backends.room(chosen), "decode_forward"):
-        first = query if query_cmp is None else query_cmp
-        tensors = (query, first, gates, *compressed, *selected, *window)
-        rows = [[x[row : row + 1] for x in tensors] for row in range(query.shape[0])]
-        parts = [
-            _one_row(row, start, config, window_ring, scale, chosen)
-            for row, start in zip(rows, starts.tolist(), strict=True)
-        ]
+    if not _has_kernels(chosen, query.shape[1]):
+        tensors = (query, gates, *compressed, *selected, *window)
+        parts = []
+        for row, start in enumerate(starts.tolist()):
+            alone = [x[row : row + 1] for x in tensors]
+            alone_cmp = None if query_cmp is None else query_cmp[row : row + 1]
+            parts.append(_one_row(alone, alone_cmp, start, config, window_ring, scale, chosen))
         return torch.cat([out for out, _ in parts]), torch.cat([ids for _, ids in parts])
     with torch.no_grad():
         return torch.ops.trisparse.decode_forward(
@@ -78,6 +82,13 @@ def sparse_decode(
             scale,
             chosen,
         )
+
+
+def _has_kernels(backend: str, num_rows: int) -> bool:
+    """Whether its operator takes so many new tokens at once. The CPU's takes any, in either mode."""
+    few = num_rows <= _GPU_ROWS and not is_batch_invariant()
+    ready = backend in backends.FUSED and hasattr(backends.room(backend), "decode_forward")
+    return ready and (backend == "cpu" or (backend == "triton" and few))
 
 
 def _check(
@@ -109,6 +120,7 @@ def _check(
 
 def _one_row(
     tensors: list[Tensor],
+    query_cmp: Tensor | None,
     start: int,
     config: SparseConfig,
     window_ring: bool,
@@ -116,7 +128,7 @@ def _one_row(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     """One row of the batch by the public functions, over exactly its own tokens."""
-    query, query_cmp, gates, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win = tensors
+    query, gates, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win = tensors
     if start < 0:
         shape = (*query.shape[:2], key_slc.shape[2], config.num_selected)
         ids = torch.full(shape, -1, dtype=torch.int32, device=query.device)
@@ -127,11 +139,19 @@ def _one_row(
     if window_ring:
         slots = slots % key_win.shape[1]
     blocks = config.num_compressed(stop)
-    key_cmp, value_cmp = key_cmp[:, :blocks], value_cmp[:, :blocks]
+    compressed = (key_cmp[:, :blocks], value_cmp[:, :blocks])
+    selected = (key_slc[:, :stop], value_slc[:, :stop])
+    near = (key_win[:, slots], value_win[:, slots])
     place: dict[str, Any] = {"query_start": start, "scale": scale, "backend": backend}
-    ids = api.select_blocks(query_cmp, key_cmp, config, **place)
-    out_cmp, _ = api.compressed_attention(query_cmp, key_cmp, value_cmp, config, **place)
-    out_slc = api.selected_attention(query, key_slc[:, :stop], value_slc[:, :stop], ids, config, **place)
+    first_query = query if query_cmp is None else query_cmp
+    ids = api.select_blocks(first_query, compressed[0], config, **place)
+    if query_cmp is None and is_batch_invariant():
+        # the very call of the whole forward; tokens before the window are not seen
+        key_win, value_win = (pad(x, (0, 0, 0, 0, first, 0)) for x in near)
+        window = (key_win, value_win)
+        return api.sparse_attention(query, compressed, selected, window, gates, config, **place), ids
+    out_cmp, _ = api.compressed_attention(first_query, *compressed, config, **place)
+    out_slc = api.selected_attention(query, *selected, ids, config, **place)
     place["query_start"] = start - first
-    out_win = api.window_attention(query, key_win[:, slots], value_win[:, slots], config, **place)
+    out_win = api.window_attention(query, *near, config, **place)
     return api.gated_sum(gates, (out_cmp, out_slc, out_win)), ids

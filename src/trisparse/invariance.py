@@ -1,22 +1,35 @@
 """A mode in which a token's bits do not depend on how its sequence came in chunks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, pad
+from torch.overrides import TorchFunctionMode
+
+# rows of every product with a weight: a library may add up a row in another order among other numbers of rows
+_ROWS = 64
 _ENABLED = ContextVar("trisparse_batch_invariant", default=False)
 
 
 @contextmanager
-def batch_invariant(enabled: bool = True) -> Iterator[None]:
+def batch_invariant() -> Iterator[None]:
     """Inside, a token decoded from a cache gets the very bits of the forward over the whole sequence.
 
-    Outside, few new tokens take kernels made for decoding, which add in another order. A row never depends
-    on its neighbours in the batch, inside or outside. Holds for this thread and what it awaits.
+    Outside, few new tokens take kernels made for decoding, which add in another order, and a product with a
+    weight matrix may round differently for another number of rows. Inside, attention takes the kernels of the
+    whole forward, and products with weights go by 64 rows at a time; both are slower for few tokens.
+
+    Attention of a row never depends on its neighbours in the batch, inside or outside. Holds for the CPU
+    kernels on one machine and number of threads, and for this thread and what it awaits.
     """
-    token = _ENABLED.set(enabled)
+    token = _ENABLED.set(True)
     try:
-        yield
+        with _ProductsByRows():
+            yield
     finally:
         _ENABLED.reset(token)
 
@@ -24,3 +37,30 @@ def batch_invariant(enabled: bool = True) -> Iterator[None]:
 def is_batch_invariant() -> bool:
     """Whether the mode is on."""
     return _ENABLED.get()
+
+
+class _ProductsByRows(TorchFunctionMode):
+    """Takes every product of rows with a matrix by _ROWS rows, the last ones filled up with zeros."""
+
+    def __torch_function__(
+        self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is linear:
+            return _by_rows(lambda rows, *others: linear(rows, *others, **kwargs), *args)
+        if function in _MATMULS and not kwargs and args[0].dim() > 1 and args[1].dim() == 2:
+            return _by_rows(torch.matmul, *args)
+        return function(*args, **kwargs)
+
+
+_MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
+
+
+def _by_rows(product: Callable[..., Tensor], inputs: Tensor, *others: Tensor | None) -> Tensor:
+    """`product(inputs, *others)` for inputs [..., K]."""
+    rows = inputs.reshape(-1, inputs.shape[-1])
+    count = len(rows)
+    rows = pad(rows, (0, 0, 0, -count % _ROWS))
+    parts = [product(part, *others) for part in rows.split(_ROWS)]
+    out = torch.cat(parts) if parts else product(rows, *others)
+    return out[:count].reshape(*inputs.shape[:-1], out.shape[-1])
