@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import gelu, linear, pad, silu
 from torch.overrides import TorchFunctionMode
 
 # rows of every product with a weight: a library may add up a row in another order among other numbers of rows
@@ -21,14 +21,15 @@ def batch_invariant() -> Iterator[None]:
 
     Outside, few new tokens take kernels made for decoding, which add in another order, and a product with a
     weight matrix may round differently for another number of rows. Inside, attention takes the kernels of the
-    whole forward, and products with weights go by 64 rows at a time; both are slower for few tokens.
+    whole forward, products with weights go by 64 rows at a time, and sigmoid, silu and gelu are put together
+    from operations that round alike wherever in memory a number lies; all are slower for few tokens.
 
     Attention of a row never depends on its neighbours in the batch, inside or outside. Holds for the CPU
     kernels on one machine and number of threads, and for this thread and what it awaits.
     """
     token = _ENABLED.set(True)
     try:
-        with _ProductsByRows():
+        with _SameBits():
             yield
     finally:
         _ENABLED.reset(token)
@@ -39,8 +40,8 @@ def is_batch_invariant() -> bool:
     return _ENABLED.get()
 
 
-class _ProductsByRows(TorchFunctionMode):
-    """Takes every product of rows with a matrix by _ROWS rows, the last ones filled up with zeros."""
+class _SameBits(TorchFunctionMode):
+    """Replaces what a model uses and PyTorch rounds by where in a batch a row lies."""
 
     def __torch_function__(
         self, function: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -50,9 +51,23 @@ class _ProductsByRows(TorchFunctionMode):
             return _by_rows(lambda rows, *others: linear(rows, *others, **kwargs), *args)
         if function in _MATMULS and not kwargs and args[0].dim() > 1 and args[1].dim() == 2:
             return _by_rows(torch.matmul, *args)
+        if function in _ELEMENTWISE and not kwargs:
+            wide = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
+            return _ELEMENTWISE[function](wide).to(args[0].dtype)
         return function(*args, **kwargs)
 
 
+def _sigmoid(x: Tensor) -> Tensor:
+    return 1 / (1 + torch.exp(-x))
+
+
+# PyTorch computes the last numbers of a run, those that fill no vector, by another formula than the rest
+_ELEMENTWISE: dict[Callable, Callable[[Tensor], Tensor]] = {
+    torch.sigmoid: _sigmoid,
+    Tensor.sigmoid: _sigmoid,
+    silu: lambda x: x * _sigmoid(x),
+    gelu: lambda x: 0.5 * x * (1 + torch.erf(x * 0.5**0.5)),
+}
 _MATMULS = (torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
 
 

@@ -10,6 +10,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from trisparse import validate
 from trisparse.nn.cache import DenseCache
 from trisparse.nn.gates import Gates
+from trisparse.nn.heads import check_heads
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
 
@@ -58,10 +59,7 @@ class FullAttention(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        if num_kv_groups < 1 or num_heads % num_kv_groups:
-            raise ValueError(
-                f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}"
-            )
+        check_heads(num_heads, num_kv_groups, head_dim, rope)
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.rope = rope

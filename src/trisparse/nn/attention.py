@@ -13,6 +13,7 @@ from trisparse.decode import sparse_decode
 from trisparse.nn.cache import STEP, SparseCache
 from trisparse.nn.compressor import Compressor, CompressorKind
 from trisparse.nn.gates import Gates
+from trisparse.nn.heads import check_heads
 from trisparse.nn.probe import Observation, current_record
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
@@ -59,14 +60,9 @@ class NativeSparseAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if num_kv_groups < 1 or num_heads % num_kv_groups:
-            raise ValueError(
-                f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}"
-            )
+        check_heads(num_heads, num_kv_groups, head_dim, rope)
         if compressed_rope not in ("block", "none"):
             raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
-        if rope is not None and rope.dim > head_dim:
-            raise ValueError(f"rope: expected at most head_dim={head_dim} channels, got {rope.dim}")
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.config = SparseConfig() if config is None else config
