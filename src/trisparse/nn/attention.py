@@ -37,7 +37,7 @@ class NativeSparseAttention(nn.Module):
         compressed_rope: "block" rotates a compressed key, computed from keys before rope, at the position of
             its block's first token; "none" leaves it and the queries that meet it unrotated.
         layer: the layer's number, for `nn.probe`.
-        backend: as in `sparse_attention`.
+        recompute, backend: as in `sparse_attention`.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -57,6 +57,7 @@ class NativeSparseAttention(nn.Module):
         rope: Rope | None = None,
         compressed_rope: Literal["block", "none"] = "block",
         layer: int = 0,
+        recompute: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
@@ -67,7 +68,7 @@ class NativeSparseAttention(nn.Module):
         self.value_dim = head_dim if value_dim is None else value_dim
         self.config = SparseConfig() if config is None else config
         self.shared_kv, self.rope, self.compressed_rope = shared_kv, rope, compressed_rope
-        self.layer, self.backend = layer, backend
+        self.layer, self.recompute, self.backend = layer, recompute, backend
         num_sets = 1 if shared_kv else 3
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, num_sets * num_kv_groups * head_dim, bias=False)
@@ -195,6 +196,7 @@ class NativeSparseAttention(nn.Module):
             gates,
             self.config,
             cu_seqlens=cu_seqlens,
+            recompute=self.recompute,
             backend=self.backend,
         )
 
