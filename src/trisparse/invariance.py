@@ -51,7 +51,8 @@ class _SameBits(TorchFunctionMode):
             return _by_rows(lambda rows, *others: linear(rows, *others, **kwargs), *args)
         if function in _MATMULS and not kwargs and args[0].dim() > 1 and args[1].dim() == 2:
             return _by_rows(torch.matmul, *args)
-        if function in _ELEMENTWISE and not kwargs:
+        # the defaults of silu and gelu come as keywords
+        if function in _ELEMENTWISE and set(kwargs.values()) <= {False, "none"}:
             wide = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
             return _ELEMENTWISE[function](wide).to(args[0].dtype)
         return function(*args, **kwargs)
