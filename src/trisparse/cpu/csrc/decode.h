@@ -14,8 +14,8 @@ constexpr int64_t kDecodeRows = 64;
 
 // A matter of one sequence's shape alone, so that the parts of a call and the whole agree on ids
 inline bool is_decoding(const Problem& p) {
-  return p.num_documents == 0 && !p.invariant &&
-         (p.query_rows == 1 || p.query_rows * (p.heads / p.groups) <= kDecodeRows);
+  const bool few = p.query_rows == 1 || p.query_rows * (p.heads / p.groups) <= kDecodeRows;
+  return few && p.query_rows > 0 && p.num_documents == 0 && !p.invariant;
 }
 
 struct DecodeCall {
