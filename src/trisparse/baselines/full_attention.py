@@ -24,6 +24,11 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int
     # the fused kernels want D = E; zero channels change nothing but the speed
     value = pad(value, (0, max(0, key.shape[3] - value_dim)))
     num_rows, num_tokens = query.shape[1], key.shape[1]
+    if num_rows == 1:
+        # a group's heads as rows: each key is read once for all of them, several times as fast on a CPU
+        grouped = query.unflatten(2, (key.shape[2], -1)).squeeze(1)
+        out = scaled_dot_product_attention(grouped, key.transpose(1, 2), value.transpose(1, 2))
+        return out.flatten(1, 2)[:, None, :, :value_dim]
     mask = None
     if 1 < num_rows < num_tokens:
         positions = torch.arange(query_start, query_start + num_rows, device=query.device)
