@@ -110,15 +110,7 @@ class PieceWorker {
 
   void run(const Piece& piece) {
     for (int64_t group = 0; group < call_.problem.groups; ++group) begin(piece, group);
-    for (int64_t index = 0; index < piece.tiles; ++index) {
-      const DecodeQuery<Engine>& first = queries_[0];
-      const int64_t key = piece.first + index * kTileKeys;
-      const KeyTile tile = KeyTile::run(key, first.lowest(), first.end());
-      const bool masked = !first.sees_all(key, key + kTileKeys);
-      // groups lie side by side in a token: together they read memory from end to end
-      for (int64_t group = 0; group < call_.problem.groups; ++group)
-        attend(piece, index, group, tile, masked);
-    }
+    for (int64_t index = 0; index < piece.tiles; ++index) attend_tile(piece, index);
     if (!pooled(piece)) return;
     for (LanePooling& pooling : pooling_) pooling.end(piece.tiles);
   }
@@ -137,6 +129,20 @@ class PieceWorker {
     const PieceResult result = call_.pieces.result(piece, group);
     result.rows.reset();
     if (result.scores) pooling_[size_t(group)].begin(result.scores);
+  }
+
+  // groups lie side by side in a token: one after the other they read all of it
+  void attend_tile(const Piece& piece, int64_t index) {
+    const DecodeQuery<Engine>& first = queries_[0];  // all groups see the same keys
+    const int64_t key = piece.first + index * kTileKeys, groups = call_.problem.groups;
+    const KeyTile tile = KeyTile::run(key, first.lowest(), first.end());
+    const KeyTile next = KeyTile::run(key + kTileKeys, first.lowest(), first.end());
+    const bool masked = !first.sees_all(key, key + kTileKeys);
+    for (int64_t group = 0; group < groups; ++group) {
+      const int64_t after = (group + 1) % groups;
+      tiles_.expect(after ? tile : next, call_.source(piece.branch, sequence(piece, after)));
+      attend(piece, index, group, tile, masked);
+    }
   }
 
   void attend(const Piece& piece, int64_t index, int64_t group, const KeyTile& tile, bool masked) {
@@ -219,26 +225,35 @@ class TokenWorker {
     join_selected_.rows(found_, 0, rows.heads, state);
   }
 
-  // small blocks share a tile
   void attend_blocks(const ChunkRows& rows, const LaneRows& lanes) {
-    const int64_t size = call_.problem.select_block, end = rows.position(0) + 1;
-    KeyTile tile;
-    int count = 0;
-    for (const Pair& pair : pairs_) {
-      for (int64_t key = pair.block * size; key < std::min((pair.block + 1) * size, end); ++key) {
-        tile.key[count++] = int32_t(key);
-        if (count < kTileKeys) continue;
-        attend_tile(rows, lanes, tile, false);
-        tile = KeyTile();
-        count = 0;
+    collect_tiles(rows);
+    const TileSource source = call_.source(kSelected, rows.sequence);
+    for (size_t index = 0; index < key_tiles_.size(); ++index) {
+      const bool more = index + 1 < key_tiles_.size();
+      if (more) {
+        tiles_.expect(key_tiles_[index + 1], source);
+      } else {
+        tiles_.expect_nothing();
       }
+      const KeyTile& tile = key_tiles_[index];
+      tiles_.template attend<!Engine::kRounds>(tile, !tile.whole(), source, query_.with(lanes), 0, nullptr);
     }
-    if (count > 0) attend_tile(rows, lanes, tile, true);
   }
 
-  void attend_tile(const ChunkRows& rows, const LaneRows& lanes, const KeyTile& tile, bool masked) {
-    tiles_.template attend<!Engine::kRounds>(tile, masked, call_.source(kSelected, rows.sequence),
-                                             query_.with(lanes), 0, nullptr);
+  // the keys of the token's blocks, as far as it sees them; small blocks share a tile
+  void collect_tiles(const ChunkRows& rows) {
+    const int64_t size = call_.problem.select_block, end = rows.position(0) + 1;
+    key_tiles_.clear();
+    int column = kTileKeys;
+    for (const Pair& pair : pairs_) {
+      for (int64_t key = pair.block * size; key < std::min((pair.block + 1) * size, end); ++key) {
+        if (column == kTileKeys) {
+          key_tiles_.emplace_back();
+          column = 0;
+        }
+        key_tiles_.back().key[column++] = int32_t(key);
+      }
+    }
   }
 
   typename Engine::Session session_;
@@ -251,6 +266,7 @@ class TokenWorker {
   Buffer<float> selected_, reference_, total_, sums_, whole_;
   std::vector<PieceResult> found_;
   std::vector<Pair> pairs_;
+  std::vector<KeyTile> key_tiles_;
   std::vector<float> scores_;
 };
 

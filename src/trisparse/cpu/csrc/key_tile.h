@@ -45,4 +45,30 @@ struct KeyPlace {
   }
 };
 
+// Rows that will be read next, asked for a row at a time between other work: a burst of requests would fill
+// the queue of misses and stall what comes after it
+class Ahead {
+ public:
+  Ahead() = default;
+
+  Ahead(const KeyPlace& place, const KeyTile& tile, int features)
+      : bytes_(features * size_of(place.type)), stride_(place.tensor.row_stride * size_of(place.type)) {
+    if (place.neighbours(tile)) first_ = static_cast<const char*>(place.address(tile.key[0]));
+  }
+
+  // row `index` of 64
+  void ask(int index) const {
+#if defined(__x86_64__)
+    if (!first_) return;
+    const char* row = first_ + index * stride_;
+    // a builtin is dropped where a function does nothing else
+    for (int64_t byte = 0; byte < bytes_; byte += 64) asm volatile("prefetcht1 %0" ::"m"(row[byte]));
+#endif
+  }
+
+ private:
+  const char* first_ = nullptr;
+  int64_t bytes_ = 0, stride_ = 0;
+};
+
 }  // namespace trisparse::TRISPARSE_SET

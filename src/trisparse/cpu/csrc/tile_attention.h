@@ -28,6 +28,14 @@ class TileAttention {
  public:
   using Element = typename Engine::Element;
 
+  // The tile and source that `attend` will be given after the next one
+  void expect(const KeyTile& tile, const TileSource& source) {
+    next_key_ = Ahead(source.key, tile, shape_.head_dim);
+    next_value_ = source.with_values ? Ahead(source.value, tile, shape_.value_dim) : Ahead();
+  }
+
+  void expect_nothing() { next_key_ = next_value_ = Ahead(); }
+
   TileAttention(const Shape& shape, int32_t type, int columns)
       : shape_(shape),
         exponent_(shape),
@@ -92,12 +100,20 @@ class TileAttention {
     const LaneRows& rows = query.rows;
     const LaneTile<Engine, precise, masked> lanes(scores_.get() + column, rows.columns, tile, query.limits,
                                                   column, exponent_);
-    lanes.settle(rows.reference + column, rows.total + column, [&](Floats factor) {
-      rows.rescale(column, factor);
-      if (pooling) pooling->rescale(index, column, factor);
-    });
+    const bool asks = column == 0;
+    lanes.settle(
+        rows.reference + column, rows.total + column,
+        [&](Floats factor) {
+          rows.rescale(column, factor);
+          if (pooling) pooling->rescale(index, column, factor);
+        },
+        [&](int key) {
+          if (asks) next_key_.ask(key);
+        });
     float* probabilities = probabilities_.get() + column % kPanel;
-    lanes.exponentiate(rows.reference + column, rows.total + column, probabilities);
+    lanes.exponentiate(rows.reference + column, rows.total + column, probabilities, [&](int key) {
+      if (asks) next_value_.ask(key);
+    });
     if (pooling) pooling->add(index, column, probabilities);
   }
 
@@ -156,6 +172,7 @@ class TileAttention {
   Buffer<Element> weights_;  // [columns / 16][16][64]
   Buffer<float> scores_;     // [64][columns]
   Buffer<float> probabilities_{kTileKeys * kPanel};
+  Ahead next_key_, next_value_;
 };
 
 }  // namespace trisparse::TRISPARSE_SET
