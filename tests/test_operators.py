@@ -9,12 +9,12 @@ from trisparse import SparseConfig, backends, ops
 from trisparse.testing.inputs import Case, device_of, kernel_backends, make_inputs, usable_backends
 
 KERNELS = kernel_backends(torch.float32)
-# the two operators for the whole op exist in fused backends only
+# the operators for the whole op exist in fused backends only; tests/test_decode.py has the one for decoding
 OPERATORS = [
     (backend, name)
     for backend in KERNELS
     for name in ops._SCHEMAS
-    if backend in backends.FUSED or not name.startswith("sparse_")
+    if (backend in backends.FUSED or not name.startswith("sparse_")) and name != "decode_forward"
 ]
 CONFIG = SparseConfig(
     compress_block=8, compress_stride=4, select_block=16, num_selected=2, num_initial=1, num_local=1, window=9
@@ -72,12 +72,13 @@ def test_whole_op_that_saves_nothing_passes_opcheck(backend):
     torch.library.opcheck(torch.ops.trisparse.sparse_forward.default, (*inputs.tensors, False, *place))
 
 
-def test_all_operators_are_the_documented_ten():
-    """Guards against an operator that no test sees: one per stage and direction, two for the whole op."""
+def test_all_operators_are_the_documented_eleven():
+    """Guards against an operator that no test sees: one per stage and direction, three for the whole op."""
     assert sorted(ops._SCHEMAS) == [
         "compressed_backward",
         "compressed_forward",
         "compressed_select_forward",
+        "decode_forward",
         "select_blocks",
         "selected_backward",
         "selected_forward",

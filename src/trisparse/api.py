@@ -11,12 +11,12 @@ from trisparse.config import SparseConfig
 from trisparse.reference import sparse_attention as reference
 
 
-def _call(name: str, backend: str, tensors: tuple[Any, ...], *place: Any) -> Any:
-    """Call function `name` of the reference, or of the operators with the chosen backend."""
+def _call(name: str, backend: str, tensors: tuple[Any, ...], *place: Any, **options: Any) -> Any:
+    """Call function `name` of the reference, or of the operators with the chosen backend and `options`."""
     chosen = backends.choose(backend, tensors[0].device.type, tensors[0].dtype)
     if chosen != "reference":
         function: Callable[..., Any] = getattr(autograd, name)
-        return function(*tensors, *place, chosen)
+        return function(*tensors, *place, backend=chosen, **options)
     # spec 9 fixes the precision: a caller's autocast region must not reach in
     with torch.autocast(tensors[0].device.type, enabled=False):
         return getattr(reference, name)(*tensors, *place)
@@ -33,6 +33,7 @@ def sparse_attention(
     scale: float | None = None,
     cu_seqlens: Tensor | None = None,
     query_start: int = 0,
+    recompute: bool = False,
     backend: str = "auto",
 ) -> Tensor:
     """Native Sparse Attention: the gated sum of compressed, selected and window attention (eq. 5).
@@ -49,6 +50,8 @@ def sparse_attention(
         cu_seqlens: int32 [N + 1], bounds of the documents packed into a batch of B = 1; each is computed as
             if it were alone, and compressed keys lie document after document.
         query_start: position of the first query row (with `cu_seqlens`, a row of the packed sequence).
+        recompute: keep no branch outputs for the backward, which is [3, B, Tq, H, E] less memory, and compute
+            them there again. The reference keeps everything.
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
@@ -74,8 +77,8 @@ def sparse_attention(
     bounds = validate.packed(cu_seqlens, query, num_tokens)
     validate.compressed_length(compressed[0], config, cu_seqlens, bounds, num_tokens)
     tensors = (query, tuple(compressed), tuple(selected), tuple(window), gates)
-    scale = validate.softmax_scale(scale, query.shape[3])
-    return _call("sparse_attention", backend, tensors, config, scale, cu_seqlens, query_start)
+    place = (config, validate.softmax_scale(scale, query.shape[3]), cu_seqlens, query_start)
+    return _call("sparse_attention", backend, tensors, *place, recompute=recompute)
 
 
 def compressed_attention(

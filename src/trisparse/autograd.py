@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from trisparse import (
     backends,
     ops,  # noqa: F401  (registers torch.ops.trisparse)
 )
 from trisparse.config import SparseConfig
+
+Pair = tuple[Tensor, Tensor]
 
 
 class Place(NamedTuple):
@@ -135,6 +138,38 @@ class _Sparse(torch.autograd.Function):
         return (None, None, *_backward("sparse", grad_out, saved, place))
 
 
+class _SparseRecomputed(torch.autograd.Function):
+    """The same, but the backward computes branch outputs and log-sum-exps again; saves inputs and ids."""
+
+    @staticmethod
+    def forward(ctx: Any, place: Place, *inputs: Tensor) -> Tensor:
+        out, _, _, ids = torch.ops.trisparse.sparse_forward(*inputs, False, *place)
+        ctx.save_for_backward(*inputs, ids, place.cu_seqlens)
+        ctx.place = place._replace(cu_seqlens=None)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        *inputs, ids, cu_seqlens = ctx.saved_tensors
+        place = ctx.place._replace(cu_seqlens=cu_seqlens)
+        with torch.no_grad():
+            branches, lse = _branches(inputs, ids, place)
+        return (None, *_backward("sparse", grad_out, [*inputs, branches, lse, ids], place))
+
+
+def _branches(inputs: list[Tensor], ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
+    """Outputs [3, B, Tq, H, E] and log-sum-exps [3, B, Tq, H] of the three branches."""
+    call = torch.ops.trisparse
+    query, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win, _ = inputs
+    results = (
+        call.compressed_forward(query, key_cmp, value_cmp, *place),
+        call.selected_forward(query, key_slc, value_slc, ids, *place),
+        call.window_forward(query, key_win, value_win, *place),
+    )
+    branches, lse = zip(*results, strict=True)
+    return torch.stack(branches), torch.stack(lse)
+
+
 class _GatedSum(torch.autograd.Function):
     """Eq. 5, summed in at least fp32; saves the branches as they came, not their wider copies."""
 
@@ -243,6 +278,7 @@ def sparse_attention(
     scale: float,
     cu_seqlens: Tensor | None,
     query_start: int,
+    recompute: bool,
     backend: str,
 ) -> Tensor:
     """-> out [B, Tq, H, E]; the ids are those of `select_blocks`, from the compressed branch's own scores."""
@@ -250,7 +286,18 @@ def sparse_attention(
     if backend in backends.FUSED:
         inputs = (query, *compressed, *selected, *window, gates)
         save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+        if recompute and save:
+            return _SparseRecomputed.apply(place, *inputs)
         return _Sparse.apply(place, save, *inputs)
+    if recompute:
+        apart = (place, query, compressed, selected, window, gates)
+        return checkpoint(_sum_of_parts, *apart, use_reentrant=False)
+    return _sum_of_parts(place, query, compressed, selected, window, gates)
+
+
+def _sum_of_parts(
+    place: Place, query: Tensor, compressed: Pair, selected: Pair, window: Pair, gates: Tensor
+) -> Tensor:
     out_cmp, _, ids = _Compressed.apply(query, *compressed, place, True)
     out_slc = _Selected.apply(query, *selected, ids, place)
     out_win = _Window.apply(query, *window, place)

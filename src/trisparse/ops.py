@@ -1,8 +1,8 @@
 """The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
 
-One operator per stage and direction, the backend an argument; two for the whole op, which only the backends
-in `backends.FUSED` have. Nothing here imports Triton or starts a compiler. Operators have no autograd formula
-of their own: `autograd.py` routes the gradients.
+One operator per stage and direction, the backend an argument; three for the whole op (forward, backward,
+decode), which only the backends in `backends.FUSED` have. Nothing here imports Triton or starts a compiler.
+Operators have no autograd formula of their own: `autograd.py` routes the gradients.
 """
 
 from collections.abc import Callable
@@ -33,16 +33,29 @@ _SCHEMAS = {
     "sparse_forward": f"({_ALL}, Tensor gates, bool save, {_PLACE}) -> (Tensor, Tensor, Tensor, Tensor)",
     "sparse_backward": f"(Tensor grad_out, {_ALL}, Tensor gates, Tensor branches, Tensor lse, Tensor ids, "
     f"{_PLACE}) -> ({', '.join(['Tensor'] * 8)})",
+    "decode_forward": f"(Tensor query, Tensor? query_cmp, {_ALL.removeprefix('Tensor query, ')}, "
+    "Tensor gates, Tensor starts, SymInt window_ring, int[] sizes, float scale, str backend) "
+    "-> (Tensor, Tensor)",
 }
 
 
 def _run(name: str, *arguments: Any) -> Any:
     """Call function `name` of the backend's room. The last arguments are those of `_PLACE`."""
     *tensors, sizes, scale, cu_seqlens, query_start, backend = arguments
+    return _run_in(backend, name, *tensors, SparseConfig.from_ints(sizes), scale, cu_seqlens, query_start)
+
+
+def _run_decode(name: str, *arguments: Any) -> Any:
+    """The same for the operator that has no `cu_seqlens` and no `query_start`."""
+    *tensors, sizes, scale, backend = arguments
+    return _run_in(backend, name, *tensors, SparseConfig.from_ints(sizes), scale)
+
+
+def _run_in(backend: str, name: str, *arguments: Any) -> Any:
     function = getattr(backends.room(backend), name)
     # a caller's autocast region must not reach the arithmetic inside: spec 9 fixes its precision
-    with torch.no_grad(), torch.autocast(tensors[0].device.type, enabled=False):
-        return function(*tensors, SparseConfig.from_ints(sizes), scale, cu_seqlens, query_start)
+    with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
+        return function(*arguments)
 
 
 def _attention_shapes(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +105,12 @@ def _fake_sparse_backward(_grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[:8])
 
 
+def _fake_decode(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+    _, _, _, key_slc, value_slc, *_ = arguments
+    sizes = arguments[-3]
+    return _attention_shapes(query, value_slc)[0], _ids_shape(query, key_slc, sizes)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "compressed_forward": _fake_forward,
     "compressed_select_forward": _fake_select_forward,
@@ -103,6 +122,7 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "window_backward": _fake_backward,
     "sparse_forward": _fake_sparse_forward,
     "sparse_backward": _fake_sparse_backward,
+    "decode_forward": _fake_decode,
 }
 
 # the library object must live as long as the process: dropping it would unregister the operators
@@ -110,8 +130,10 @@ _LIBRARY = torch.library.Library("trisparse", "DEF")
 
 
 def _register(name: str) -> None:
+    run = _run_decode if name == "decode_forward" else _run
+
     def implementation(*arguments: Any) -> Any:
-        return _run(name, *arguments)
+        return run(name, *arguments)
 
     _LIBRARY.define(name + _SCHEMAS[name])
     _LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")

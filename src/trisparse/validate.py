@@ -156,6 +156,43 @@ def row_range(query_start: Any, num_rows: int, num_tokens: int | None) -> None:
         )
 
 
+def query_like(name: str, value: Any, query: Tensor) -> None:
+    """`value` is another query of the same shape, dtype and device."""
+    floating(name, value, 4)
+    _same_place(name, value, query)
+    if value.dtype != query.dtype:
+        raise TypeError(f"{name}: expected query's dtype {query.dtype}, got {value.dtype}")
+    _shape(name, value, tuple(zip("BTHD", query.shape, strict=True)))
+
+
+def ring(name: str, value: Tensor, needed: int) -> None:
+    """`value` [B, R, G, *] is a ring of at least `needed` slots, in whole runs of 64."""
+    if value.shape[1] < needed or value.shape[1] % 64:
+        raise ValueError(
+            f"{name}: expected a ring of a multiple of 64 and at least window - 1 + n = {needed} slots, "
+            f"got {value.shape[1]}"
+        )
+
+
+def row_starts(starts: Any, query: Tensor, room: int, room_compressed: int, config: SparseConfig) -> None:
+    """`starts` is int32 [B] beside `query` [B, n, H, D]; on a CPU also: every row's tokens fit their room."""
+    tensor("starts", starts, 1)
+    _same_place("starts", starts, query)
+    if starts.dtype != torch.int32:
+        raise TypeError(f"starts: expected int32, got {starts.dtype}")
+    _shape("starts", starts, (("B", query.shape[0]),))
+    if starts.device.type != "cpu" or torch.compiler.is_compiling() or not starts.numel():
+        return
+    longest = int(starts.max()) + query.shape[1]
+    if longest > room:
+        raise ValueError(f"starts: expected every row to end within key_slc's {room} tokens, got {longest}")
+    if config.num_compressed(longest) > room_compressed:
+        raise ValueError(
+            f"key_cmp: expected room for {config.num_compressed(longest)} blocks of {longest} tokens, "
+            f"got {room_compressed}"
+        )
+
+
 def packed(cu_seqlens: Any, query: Tensor, num_tokens: int | None) -> list[int] | None:
     """`cu_seqlens` is int32 [N + 1] on B = 1, from 0, never falling, up to the packed length.
 

@@ -148,6 +148,8 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     bounds = torch.tensor([0, 8], dtype=torch.int32)
     with pytest.raises(ValueError, match=r"^num_kv_groups: expected a divisor of num_heads=4, got 3"):
         FullAttention(12, 4, 3, 4)
+    with pytest.raises(ValueError, match=r"^rope: expected at most head_dim=4 channels, got 6"):
+        FullAttention(12, 4, 2, 4, rope=Rope(dim=6))
     with pytest.raises(ValueError, match=r"^cu_seqlens: expected neither cache nor padding"):
         layer(hidden, cu_seqlens=bounds, cache=layer.new_cache())
     with pytest.raises(ValueError, match=r"^cu_seqlens: expected the last bound to be the 8"):

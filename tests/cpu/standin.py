@@ -23,7 +23,7 @@ static int32_t (*parallel_for)(int64_t, int64_t, int64_t, Range, void*);
 static int32_t (*get_num_threads)(uint32_t*);
 static char chosen = '-';
 
-EXPORT uint32_t trisparse_interface_version() { return 1; }
+EXPORT uint32_t trisparse_interface_version() { return 2; }
 
 EXPORT int32_t trisparse_initialize(void* loop, void* count) {
   parallel_for = reinterpret_cast<decltype(parallel_for)>(loop);

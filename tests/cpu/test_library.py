@@ -114,7 +114,7 @@ def test_forcing_what_cannot_run_is_an_error_that_names_what_can(
 @pytest.mark.parametrize(
     ("old", "new", "wanted"),
     [
-        ("return 1;", "return 2;", "have interface 2, not 1"),
+        ("return 2;", "return 1;", "have interface 1, not 2"),
         ("EXPORT int32_t trisparse_select_instruction_set", "int32_t other_name", "incomplete"),
         ("(count);\n  return 0;", "(count);\n  return 1;", "refuse torch's thread pool"),
         ('"portable";', '"";', "runs none of the instruction sets"),

@@ -240,3 +240,16 @@ def test_resized_vocabulary_keeps_the_old_logits(tied: bool) -> None:
     assert loss.isfinite()
     with pytest.raises(ValueError, match=rf"got {VOCABULARY + 3} at"):
         model(torch.tensor([[VOCABULARY + 3]]))
+
+
+def test_recomputed_branches_give_the_same_gradients() -> None:
+    """Guards the switch on its way from the configuration to the op."""
+    gradients = []
+    for recompute in (False, True):
+        model = tiny_model(recompute=recompute)
+        assert all(layer.attention.recompute == recompute for layer in model.model.layers)
+        ids = ids_of(2, 23)
+        model(ids, labels=ids).loss.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    for kept, again in zip(*gradients, strict=True):
+        assert torch.equal(kept, again)

@@ -12,6 +12,7 @@ from trisparse import triton as room
 from trisparse.reference.sparse_attention import gated_sum
 from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.testing.inputs import Case
+from trisparse.triton import sparse
 from trisparse.triton.combine import combine_forward
 
 CONFIG = trisparse.SparseConfig(
@@ -190,3 +191,15 @@ def test_nothing_gives_nothing(sizes):
         assert grad.isfinite().all()
         if inputs.query.numel() == 0:
             assert not grad.any()
+
+
+@pytest.mark.parametrize(("tokens", "dense"), [(32, True), (33, False)])
+def test_short_sequences_take_no_list_of_blocks(monkeypatch, tokens, dense):
+    """Guards the border: two slots of 16 tokens are everything that 32 tokens have, and not for one more."""
+    calls = []
+    for name in ("attend_selected", "selected_gradients"):
+        function = getattr(sparse, name)
+        monkeypatch.setattr(sparse, name, lambda *a, f=function: (calls.append(f.__name__), f(*a))[1])
+    check(draw(case(tokens=tokens)))
+    wanted = [] if dense else ["attend_selected", "selected_gradients"]
+    assert sorted(set(calls)) == wanted

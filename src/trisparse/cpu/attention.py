@@ -181,6 +181,45 @@ def sparse_forward(
     return out, branches, lse, ids
 
 
+def decode_forward(
+    query: Tensor,
+    query_cmp: Tensor | None,
+    key_cmp: Tensor,
+    value_cmp: Tensor,
+    key_slc: Tensor,
+    value_slc: Tensor,
+    key_win: Tensor,
+    value_win: Tensor,
+    gates: Tensor,
+    starts: Tensor,
+    window_ring: int,
+    config: SparseConfig,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """The whole op for the newest tokens of rows of different length -> out [B, n, H, E], ids [B, n, G, S].
+
+    A row that starts below 0, or ends past the room of its keys, gets 0 and -1.
+    """
+    out = query.new_empty(*query.shape[:3], value_cmp.shape[3])
+    ids = _empty_ids(query, key_slc, config)
+    problem = Problem(query, key_slc.shape[2], value_cmp.shape[3], config, scale, None, 0)
+    problem.give_branch("compressed", key=key_cmp, value=value_cmp)
+    problem.give_branch("window", key=key_win, value=value_win)
+    problem.give_branch("selected", key=key_slc, value=value_slc)
+    if window_ring:
+        problem.structure.window_ring = key_win.shape[1]
+    else:
+        problem.structure.tokens = min(key_slc.shape[1], key_win.shape[1])
+    if query_cmp is not None:
+        problem.give("query_compressed", query_cmp)
+    problem.give_starts(starts)
+    for name, tensor in (("gates", gates), ("out", out), ("ids", ids)):
+        problem.give(name, tensor)
+    problem.structure.select = True
+    _run("forward", problem)
+    return out, ids
+
+
 def _gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
     """Zeros in one piece: tokens that no row sees are not visited."""
     return tuple(torch.zeros_like(x, memory_format=torch.contiguous_format) for x in inputs)

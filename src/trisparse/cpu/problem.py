@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
+from trisparse.invariance import is_batch_invariant
 
 DATA_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 BRANCHES = ("compressed", "selected", "window")
@@ -56,6 +57,10 @@ class ProblemStructure(ctypes.Structure):
         ("slots", ctypes.c_int64),
         ("select", ctypes.c_int32),
         ("branches", BranchViews * len(BRANCHES)),
+        ("starts", ctypes.c_void_p),
+        ("window_ring", ctypes.c_int64),
+        ("query_compressed", TensorView),
+        ("invariant", ctypes.c_int32),
     ]
 
 
@@ -72,25 +77,33 @@ class Problem:
         cu_seqlens: Tensor | None,
         query_start: int,
     ) -> None:
-        self.structure = ProblemStructure()
-        self._kept: list[Tensor] = []
+        # one call with everything: setting fields one by one takes a tenth of a short call
         batch, rows, heads, head_dim = query.shape
-        self._set(data_type=DATA_TYPES[query.dtype], batch=batch, query_rows=rows, heads=heads)
-        self._set(groups=groups, head_dim=head_dim, value_dim=value_dim)
-        for name in ("compress_block", "compress_stride", "select_block"):
-            self._set(**{name: getattr(config, name)})
-        for name in ("num_selected", "num_initial", "num_local", "window"):
-            self._set(**{name: getattr(config, name)})
-        self._set(scale=scale, query_start=query_start)
+        self._kept: list[Tensor] = []
+        self.structure = structure = ProblemStructure(
+            data_type=DATA_TYPES[query.dtype],
+            batch=batch,
+            query_rows=rows,
+            heads=heads,
+            groups=groups,
+            head_dim=head_dim,
+            value_dim=value_dim,
+            compress_block=config.compress_block,
+            compress_stride=config.compress_stride,
+            select_block=config.select_block,
+            num_selected=config.num_selected,
+            num_initial=config.num_initial,
+            num_local=config.num_local,
+            window=config.window,
+            scale=scale,
+            query_start=query_start,
+            invariant=is_batch_invariant(),
+        )
         if cu_seqlens is not None:
             bounds = cu_seqlens.contiguous()
             self._kept.append(bounds)
-            self._set(num_documents=len(bounds) - 1, bounds=bounds.data_ptr())
+            structure.num_documents, structure.bounds = len(bounds) - 1, bounds.data_ptr()
         self.give("query", query)
-
-    def _set(self, **numbers: Any) -> None:
-        for name, number in numbers.items():
-            setattr(self.structure, name, number)
 
     def _view(self, tensor: Tensor) -> TensorView:
         """`tensor` [batch, row, head, feature] or [batch, row, head]; copied if its features are apart."""
@@ -105,9 +118,15 @@ class Problem:
         """Set a tensor of the call by its name in `struct Problem`."""
         setattr(self.structure, name, self._view(tensor))
         if name == "gates":
-            self._set(gates_type=DATA_TYPES[tensor.dtype])
+            self.structure.gates_type = DATA_TYPES[tensor.dtype]
         if name == "ids":
-            self._set(slots=tensor.shape[3])
+            self.structure.slots = tensor.shape[3]
+
+    def give_starts(self, starts: Tensor) -> None:
+        """Set a start for each batch row, int32 [B], instead of one for all."""
+        starts = starts.contiguous()
+        self._kept.append(starts)
+        self.structure.starts = starts.data_ptr()
 
     def give_branch(self, branch: str, **tensors: Tensor | None) -> None:
         """Set tensors of a branch by their names in `struct Branch`; what is None stays out."""
@@ -117,4 +136,4 @@ class Problem:
                 setattr(views, name, self._view(tensor))
         key = tensors.get("key")
         if key is not None:
-            self._set(**{"compressed" if branch == "compressed" else "tokens": key.shape[1]})
+            setattr(self.structure, "compressed" if branch == "compressed" else "tokens", key.shape[1])

@@ -14,7 +14,7 @@ from trisparse.cpu.instructions import SPECIAL_SOURCES, InstructionSet, candidat
 from trisparse.cpu.processor import this_processor
 
 # what Python and the sources agree on; kInterfaceVersion in csrc/interface.h
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 COMMON_FLAGS = (
     "-std=c++17",
     "-O3",

@@ -51,7 +51,7 @@ class TrisparseCacheLayer(DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.state is not None:
-            self._reorder([row for row in range(len(self.state.rows)) for _ in range(repeats)])
+            self._reorder([row for row in range(len(self.state.lengths)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices

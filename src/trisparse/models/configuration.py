@@ -32,7 +32,8 @@ class TrisparseConfig(PreTrainedConfig):
     `attention` is "nsa", "full" or "gated_full" for all layers, or a list with one of them per layer. The
     `nsa_*` fields are those of `SparseConfig`; none may be named after a sliding window, or generation would
     cut the cache. `rope_parameters` is the usual dict: rope_type "default" or "yarn", rope_theta, and for
-    YaRN factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor.
+    YaRN factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor. `recompute` and
+    `backend` are those of `sparse_attention`.
 
     Raises:
         ValueError: sizes that do not fit each other, an unknown attention or rope type.
@@ -69,6 +70,7 @@ class TrisparseConfig(PreTrainedConfig):
     compressor: str = "mlp"
     shared_kv: bool = False
     compressed_rope: str = "block"
+    recompute: bool = False
     backend: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -42,6 +42,7 @@ def make_attention(config: TrisparseConfig, layer: int) -> NativeSparseAttention
         rope=config.rope(),
         compressed_rope=config.compressed_rope,  # type: ignore[arg-type]
         layer=layer,
+        recompute=config.recompute,
         backend=config.backend,
     )
 

@@ -1,19 +1,22 @@
 """NativeSparseAttention: the layer, from hidden states to hidden states."""
 
 from collections.abc import Sequence
-from typing import Literal, cast
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from trisparse import api, validate
 from trisparse.config import SparseConfig
-from trisparse.nn.cache import RowCache, SparseCache, SparseRow
+from trisparse.decode import sparse_decode
+from trisparse.nn.cache import STEP, SparseCache
 from trisparse.nn.compressor import Compressor, CompressorKind
 from trisparse.nn.gates import Gates
+from trisparse.nn.heads import check_heads
 from trisparse.nn.probe import Observation, current_record
 from trisparse.nn.rope import Rope
-from trisparse.nn.rows import check_padding, each_row
+from trisparse.nn.rows import check_padding, without_padding
 
 _COMPRESSED, _SELECTED, _WINDOW = range(3)
 
@@ -34,7 +37,7 @@ class NativeSparseAttention(nn.Module):
         compressed_rope: "block" rotates a compressed key, computed from keys before rope, at the position of
             its block's first token; "none" leaves it and the queries that meet it unrotated.
         layer: the layer's number, for `nn.probe`.
-        backend: as in `sparse_attention`.
+        recompute, backend: as in `sparse_attention`.
 
     Raises:
         ValueError: sizes that do not fit each other.
@@ -54,22 +57,18 @@ class NativeSparseAttention(nn.Module):
         rope: Rope | None = None,
         compressed_rope: Literal["block", "none"] = "block",
         layer: int = 0,
+        recompute: bool = False,
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        if num_kv_groups < 1 or num_heads % num_kv_groups:
-            raise ValueError(
-                f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}"
-            )
+        check_heads(num_heads, num_kv_groups, head_dim, rope)
         if compressed_rope not in ("block", "none"):
             raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
-        if rope is not None and rope.dim > head_dim:
-            raise ValueError(f"rope: expected at most head_dim={head_dim} channels, got {rope.dim}")
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.config = SparseConfig() if config is None else config
         self.shared_kv, self.rope, self.compressed_rope = shared_kv, rope, compressed_rope
-        self.layer, self.backend = layer, backend
+        self.layer, self.recompute, self.backend = layer, recompute, backend
         num_sets = 1 if shared_kv else 3
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, num_sets * num_kv_groups * head_dim, bias=False)
@@ -110,14 +109,16 @@ class NativeSparseAttention(nn.Module):
         if cache is None and padding is None:
             out = self._attend_all(tensors, cu_seqlens)
         else:
-            self._check_cache(cache, tensors)
             counts = check_padding(padding, *hidden.shape[:2])
-            out = each_row(self._attend_row, tensors, counts, cache)
+            if cache is None:
+                out = without_padding(lambda rows, _: self._attend_all(rows, None), tensors, counts)
+            else:
+                self._reserve(cache, tensors, [hidden.shape[1] - skip for skip in counts])
+                out = without_padding(partial(self._attend_cached, cache), tensors, counts)
         return self.o_proj(out.flatten(2))
 
-    def _check_cache(self, cache: SparseCache | None, tensors: list[Tensor]) -> None:
-        if cache is None:
-            return
+    def _reserve(self, cache: SparseCache, tensors: list[Tensor], counts: list[int]) -> None:
+        """Room for counts[b] more tokens in each row, or an error that leaves the cache as it was."""
         if not isinstance(cache, SparseCache):
             raise TypeError(f"cache: expected a SparseCache, got {type(cache).__name__}")
         if cache.config != self.config or cache.shared != self.shared_kv:
@@ -126,7 +127,10 @@ class NativeSparseAttention(nn.Module):
                 f"got {cache.config}, shared={cache.shared}"
             )
         _, keys, values, _ = tensors
-        cache.check({"key": self._set(keys, _SELECTED), "value": self._set(values, _SELECTED)})
+        # all branches have the same kind of token
+        likes = {"key": self._set(keys, _SELECTED), "value": self._set(values, _SELECTED)}
+        names = ("", "compressed_", "tail_") if self.shared_kv else ("", "compressed_", "tail_", "window_")
+        cache.reserve({name + part: like for name in names for part, like in likes.items()}, counts)
 
     def _project(self, hidden: Tensor) -> list[Tensor]:
         """query [B, T, H, D], then all keys and all values [B, T, sets * G, *], then gates [B, T, H, 3]."""
@@ -192,6 +196,7 @@ class NativeSparseAttention(nn.Module):
             gates,
             self.config,
             cu_seqlens=cu_seqlens,
+            recompute=self.recompute,
             backend=self.backend,
         )
 
@@ -203,66 +208,73 @@ class NativeSparseAttention(nn.Module):
         selected: tuple[Tensor, Tensor],
         window: tuple[Tensor, Tensor],
         gates: Tensor,
-        cu_seqlens: Tensor | None = None,
-        query_start: int = 0,
-        window_start: int = 0,
+        cu_seqlens: Tensor | None,
     ) -> Tensor:
-        """`sparse_attention` from its parts, where the branches differ in their query or first token."""
-        config, backend = self.config, self.backend
-
-        def place(start: int) -> dict:
-            return {"cu_seqlens": cu_seqlens, "query_start": start, "backend": backend}
-
-        ids = api.select_blocks(query_cmp, compressed[0], config, **place(query_start))
-        record = current_record()
-        if record is not None:
-            seen = Observation(
-                layer=self.layer, gates=gates.detach(), ids=ids, select_block=config.select_block
-            )
-            record.append(seen)
-        out_cmp, _ = api.compressed_attention(query_cmp, *compressed, config, **place(query_start))
-        out_slc = api.selected_attention(query, *selected, ids, config, **place(query_start))
-        out_win = api.window_attention(query, *window, config, **place(query_start - window_start))
+        """`sparse_attention` from its parts, where the ids are wanted or the compressed query is another."""
+        config = self.config
+        place: dict[str, Any] = {"cu_seqlens": cu_seqlens, "backend": self.backend}
+        ids = api.select_blocks(query_cmp, compressed[0], config, **place)
+        self._record(gates, ids)
+        out_cmp, _ = api.compressed_attention(query_cmp, *compressed, config, **place)
+        out_slc = api.selected_attention(query, *selected, ids, config, **place)
+        out_win = api.window_attention(query, *window, config, **place)
         return api.gated_sum(gates, (out_cmp, out_slc, out_win))
 
-    def _attend_row(self, tensors: list[Tensor], row: RowCache | None) -> Tensor:
-        """One sequence [1, n, ...], after what its cache holds: [1, n, H, E]."""
-        if row is None or tensors[0].shape[1] == 0:
-            return self._attend_all(tensors, None)
-        query, keys, values, gates = tensors
-        row = cast(SparseRow, row)
-        start = row.length
-        positions = torch.arange(start, start + query.shape[1], device=query.device)
-        new = {
-            "tail_key": self._set(keys, _COMPRESSED),
-            "tail_value": self._set(values, _COMPRESSED),
-            "key": self._rotate(self._set(keys, _SELECTED), positions),
-            "value": self._set(values, _SELECTED),
-        }
-        if not self.shared_kv:
-            new["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
-            new["window_value"] = self._set(values, _WINDOW)
-        for name, tokens in new.items():
-            row.append(name, tokens)
-        self._extend_compressed(row)
-        rotated = self._rotate(query, positions)
-        window_start = max(0, start - self.config.window + 1)
-        window_names = ("key", "value") if self.shared_kv else ("window_key", "window_value")
-        return self._branches(
-            query if self.compressed_rope == "none" else rotated,
-            rotated,
-            (row.since("compressed_key"), row.since("compressed_value")),
-            (row.since("key"), row.since("value")),
-            (row.since(window_names[0], window_start), row.since(window_names[1], window_start)),
-            gates,
-            query_start=start,
-            window_start=window_start,
-        )
+    def _record(self, gates: Tensor, ids: Tensor) -> None:
+        record = current_record()
+        if record is not None:
+            size = self.config.select_block
+            record.append(Observation(layer=self.layer, gates=gates.detach(), ids=ids, select_block=size))
 
-    def _extend_compressed(self, row: SparseRow) -> None:
-        """Compress the blocks that the newest tokens completed, each from the raw tokens kept for it."""
-        first = row.num_compressed
-        begin = first * self.config.compress_stride
-        key = self._rotate_blocks(self.compress_key(row.since("tail_key", begin)), first)
-        row.append("compressed_key", key)
-        row.append("compressed_value", self.compress_value(row.since("tail_value", begin)))
+    def _attend_cached(self, cache: SparseCache, tensors: list[Tensor], rows: slice) -> Tensor:
+        """Tokens [R, n, ...] after what `rows` of the cache hold, which has room for them: [R, n, H, E]."""
+        query, keys, values, gates = tensors
+        count = query.shape[1]
+        starts = torch.tensor(cache.lengths[rows], dtype=torch.int32, device=query.device)
+        positions = starts[:, None] + torch.arange(count, device=query.device)
+        rotated = self._rotate(query, positions)
+        near = {"tail_key": self._set(keys, _COMPRESSED), "tail_value": self._set(values, _COMPRESSED)}
+        self._compress_new(cache, rows, near)
+        if not self.shared_kv:
+            near["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
+            near["window_value"] = self._set(values, _WINDOW)
+        selected_key = self._rotate(self._set(keys, _SELECTED), positions)
+        cache.write(rows, {"key": selected_key, "value": self._set(values, _SELECTED)})
+        # a ring that the new tokens would go around is written when it is no longer read
+        in_place = count <= STEP
+        if in_place:
+            cache.write(rows, near)
+        window = cache.window(rows) if in_place else cache.longer_window(rows, near)
+        out, ids = sparse_decode(
+            rotated,
+            cache.pair(rows, "compressed_"),
+            cache.pair(rows),
+            window,
+            gates,
+            starts,
+            self.config,
+            window_ring=not self.shared_kv,
+            query_cmp=query if self.compressed_rope == "none" else None,
+            backend=self.backend,
+        )
+        if not in_place:
+            cache.write(rows, near)
+        cache.commit(rows, count)
+        self._record(gates, ids)
+        return out
+
+    def _compress_new(self, cache: SparseCache, rows: slice, new: dict[str, Tensor]) -> None:
+        """Compress the blocks that the newest tokens complete, for all rows of one length at once."""
+        count = new["tail_key"].shape[1]
+        for start, members in cache.rows_by_length(rows):
+            first, stop = self.config.num_compressed(start), self.config.num_compressed(start + count)
+            if first == stop:
+                continue
+            chosen = [row - rows.start for row in members]
+            for part, compress in (("key", self.compress_key), ("value", self.compress_value)):
+                begin = first * self.config.compress_stride
+                past = cache.buffers[f"tail_{part}"].read(members, [begin] * len(members), start - begin)
+                blocks = compress(torch.cat([past, new[f"tail_{part}"][chosen]], dim=1))
+                if part == "key":
+                    blocks = self._rotate_blocks(blocks, first)
+                cache.buffers[f"compressed_{part}"].write(members, [first] * len(members), blocks)

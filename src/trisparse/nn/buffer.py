@@ -1,85 +1,98 @@
-"""A growing run of tokens of one sequence, which may forget its oldest ones."""
+"""Tokens of every row of a batch, in one piece of memory."""
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
+
+_RUN = 64  # tokens; room is made in whole runs, as the kernels read them
+
+
+def _whole_runs(tokens: int) -> int:
+    return -(-tokens // _RUN) * _RUN
 
 
 class TokenBuffer:
-    """Tokens [T, G, D] of one sequence in one piece of memory; doubles what it holds when full.
+    """Tokens [B, room, G, D]: by position, with room that grows, or only the newest ones, in a ring.
 
-    Attributes:
-        length: tokens appended so far, forgotten ones included.
-        keep: forget what lies further back than this many tokens; None keeps everything.
+    Args:
+        newest: keep at least this many of the newest tokens, position s in slot s % room; None keeps all.
+        limit: never more room than this many tokens, and all of it from the start; None grows by a quarter.
     """
 
-    def __init__(self, keep: int | None = None) -> None:
-        self.keep = keep
-        self.length = 0
-        self._first = 0
+    def __init__(self, *, newest: int | None = None, limit: int | None = None) -> None:
+        self.newest, self.limit = newest, limit
         self._data: Tensor | None = None
 
-    def append(self, tokens: Tensor) -> None:
-        """Add tokens [n, G, D]."""
-        held = self.length - self._first
+    @property
+    def data(self) -> Tensor:
+        """Everything, with garbage where no token is."""
+        assert self._data is not None, "a buffer that nothing was written to"
+        return self._data
+
+    @property
+    def room(self) -> int:
+        """Slots for tokens in a row."""
+        return 0 if self._data is None else self._data.shape[1]
+
+    def make_room(self, like: Tensor, batch: int, tokens: int) -> None:
+        """Have `batch` rows of room for `tokens` tokens like those in `like` [B, n, G, D]."""
         if self._data is None:
-            self._data = tokens.new_empty(max(64, len(tokens)), *tokens.shape[1:])
-        if held + len(tokens) > len(self._data):
-            held = self._make_room(held, len(tokens))
-        self._data[held : held + len(tokens)] = tokens
-        self.length += len(tokens)
+            self._data = like.new_empty(batch, self._first_room(tokens), *like.shape[2:])
+        elif self.newest is None and tokens > self.room:
+            # a quarter more: what is copied stays in proportion to what is written
+            grown = like.new_empty(batch, _whole_runs(max(tokens, self.room * 5 // 4)), *like.shape[2:])
+            grown[:, : self.room] = self._data
+            self._data = grown
 
-    def _make_room(self, held: int, extra: int) -> int:
-        """Forget what may be forgotten and grow if that is not enough; returns the tokens still held."""
-        kept = held if self.keep is None else min(held, self.keep)
-        assert self._data is not None
-        source = self._data[held - kept : held]
-        # so the room that a long prefill took is given back where tokens are forgotten
-        room = max(64, 2 * (kept + extra))
-        # a fresh tensor: source and target may overlap
-        data = self._data.new_empty(room, *self._data.shape[1:])
-        data[:kept] = source
-        self._data, self._first = data, self.length - kept
-        return kept
+    def _first_room(self, tokens: int) -> int:
+        if self.newest is not None:
+            return _whole_runs(self.newest)
+        return _whole_runs(tokens) if self.limit is None else self.limit
 
-    def since(self, position: int) -> Tensor:
-        """The tokens from `position` on, a view [length - position, G, D].
+    def write(self, rows: slice | Sequence[int], starts: Sequence[int], tokens: Tensor) -> None:
+        """Put `tokens` [R, n, G, D] at positions starts[i] .. starts[i] + n - 1 of the i-th of `rows`."""
+        tokens = tokens.detach()
+        if self.newest is not None and tokens.shape[1] > self.room:
+            starts = [start + tokens.shape[1] - self.room for start in starts]
+            tokens = tokens[:, -self.room :]
+        if isinstance(rows, slice) and self.newest is None and len(set(starts)) == 1:
+            self.data[rows, starts[0] : starts[0] + tokens.shape[1]] = tokens
+        else:
+            self.data[self._places(rows, starts, tokens.shape[1])] = tokens
 
-        Raises:
-            ValueError: some of them are forgotten.
+    def read(self, rows: slice | Sequence[int], starts: Sequence[int], count: int) -> Tensor:
+        """A copy [R, count, G, D] of the tokens from `starts[i]` on of the i-th of `rows`.
+
+        Positions below 0, or forgotten, give garbage.
         """
-        if position < self._first:
-            raise ValueError(
-                f"position: expected at least {self._first}, the oldest token kept, got {position}"
-            )
-        assert self._data is not None
-        return self._data[position - self._first : self.length - self._first]
+        return self.data[self._places(rows, starts, count)]
 
-    def reaches(self, position: int) -> bool:
-        """Whether the token at `position` is still held, or will be the next one."""
-        return self._first <= position
+    def _places(
+        self, rows: slice | Sequence[int], starts: Sequence[int], count: int
+    ) -> tuple[Tensor, Tensor]:
+        device = self.data.device
+        numbers = list(range(len(self.data))[rows]) if isinstance(rows, slice) else list(rows)
+        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
+        slots = positions.clamp(min=0) if self.newest is None else positions % self.room
+        return torch.tensor(numbers, device=device)[:, None], slots
 
-    def crop(self, length: int) -> None:
-        """Drop the tokens from position `length` on."""
-        self.length = length
-
-    def clone(self) -> "TokenBuffer":
-        """An independent copy."""
-        other = TokenBuffer(self.keep)
-        other.length, other._first = self.length, self._first
-        other._data = None if self._data is None else self._data.clone()
-        return other
+    def select(self, rows: Sequence[int]) -> None:
+        """Row i becomes a copy of what row `rows[i]` was."""
+        if self._data is not None:
+            self._data = self._data[torch.tensor(rows, dtype=torch.int64, device=self._data.device)]
 
     def nbytes(self) -> int:
         """Bytes of memory held, unused room included."""
         return 0 if self._data is None else self._data.nbytes
 
     def matches(self, tokens: Tensor) -> bool:
-        """Whether tokens [n, G, D] are of the kind stored here."""
+        """Whether tokens [B, n, G, D] are of the kind stored here."""
         data = self._data
         return data is None or (
-            data.shape[1:] == tokens.shape[1:] and data.dtype == tokens.dtype and data.device == tokens.device
+            data.shape[2:] == tokens.shape[2:] and data.dtype == tokens.dtype and data.device == tokens.device
         )
 
     def describe(self) -> str:
         """Shape of a token, dtype and device, for error messages."""
-        assert self._data is not None
-        return f"{list(self._data.shape[1:])} {self._data.dtype} on {self._data.device}"
+        return f"{list(self.data.shape[2:])} {self.data.dtype} on {self.data.device}"

@@ -1,4 +1,4 @@
-"""Decode state: what a layer must remember of the tokens it has seen, for each row of a batch on its own."""
+"""Decode state: what a layer must remember of the tokens it has seen, for rows of different length."""
 
 from collections.abc import Sequence
 
@@ -7,143 +7,83 @@ from torch import Tensor
 from trisparse.config import SparseConfig
 from trisparse.nn.buffer import TokenBuffer
 
-
-class RowCache:
-    """A fixed set of named token buffers of one sequence, all of the same length unless they hold blocks."""
-
-    def __init__(self, buffers: dict[str, TokenBuffer]) -> None:
-        self.buffers = buffers
-
-    @property
-    def length(self) -> int:
-        return self.buffers["key"].length
-
-    def check(self, new: dict[str, Tensor]) -> None:
-        """Raise if tokens [B, n, G, D] are not of the kind stored."""
-        for name, tokens in new.items():
-            if not self.buffers[name].matches(tokens[0]):
-                raise ValueError(
-                    f"cache: expected {name} tokens {self.buffers[name].describe()}, "
-                    f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
-                )
-
-    def append(self, name: str, tokens: Tensor) -> None:
-        """Add tokens [1, n, G, D] to buffer `name`; no gradient flows through a cache."""
-        self.buffers[name].append(tokens[0].detach())
-
-    def since(self, name: str, position: int = 0) -> Tensor:
-        """Tokens [1, length - position, G, D] of buffer `name`, a view."""
-        return self.buffers[name].since(position)[None]
-
-    def check_crop(self, length: int) -> None:
-        if not 0 <= length <= self.length:
-            raise ValueError(f"length: expected 0 .. {self.length}, the cached tokens, got {length}")
-
-    def crop(self, length: int) -> None:
-        for buffer in self.buffers.values():
-            buffer.crop(length)
-
-    def clone(self) -> "RowCache":
-        return type(self)({name: buffer.clone() for name, buffer in self.buffers.items()})
-
-    def nbytes(self) -> int:
-        return sum(buffer.nbytes() for buffer in self.buffers.values())
-
-
-class SparseRow(RowCache):
-    """One sequence of an NSA layer: raw K/V, compressed K/V, window K/V and the tail not yet compressed."""
-
-    config: SparseConfig
-
-    @classmethod
-    def create(cls, config: SparseConfig, shared: bool, max_rollback: int) -> "SparseRow":
-        window = config.window - 1 + max_rollback
-        tail = config.compress_block - 1 + max_rollback
-        buffers = {
-            "key": TokenBuffer(),
-            "value": TokenBuffer(),
-            "compressed_key": TokenBuffer(),
-            "compressed_value": TokenBuffer(),
-            "tail_key": TokenBuffer(keep=tail),
-            "tail_value": TokenBuffer(keep=tail),
-        }
-        if not shared:
-            buffers |= {"window_key": TokenBuffer(keep=window), "window_value": TokenBuffer(keep=window)}
-        row = cls(buffers)
-        row.config = config
-        return row
-
-    @property
-    def num_compressed(self) -> int:
-        """Compressed blocks held."""
-        return self.buffers["compressed_key"].length
-
-    def _first_needed(self, length: int) -> dict[str, int]:
-        """The oldest position of the forgetful buffers that a sequence of `length` tokens still needs."""
-        window = max(0, length - self.config.window + 1)
-        tail = self.config.num_compressed(length) * self.config.compress_stride
-        needed = {"tail_key": tail, "tail_value": tail, "window_key": window, "window_value": window}
-        return {name: position for name, position in needed.items() if name in self.buffers}
-
-    def check_crop(self, length: int) -> None:
-        super().check_crop(length)
-        for name, position in self._first_needed(length).items():
-            if not self.buffers[name].reaches(position):
-                raise ValueError(
-                    f"length: expected a crop of at most max_rollback tokens, got {length} of {self.length}; "
-                    "make the cache with a larger max_rollback"
-                )
-
-    def crop(self, length: int) -> None:
-        blocks = self.config.num_compressed(length)
-        for name, buffer in self.buffers.items():
-            buffer.crop(blocks if name.startswith("compressed") else length)
-
-    def clone(self) -> "SparseRow":
-        row = SparseRow({name: buffer.clone() for name, buffer in self.buffers.items()})
-        row.config = self.config
-        return row
+# new tokens that the rings have room for beside what a row still needs; more go around the rings
+STEP = 64
 
 
 class BatchCache:
     """Rows of a batch, which may have different lengths. Made empty; the first tokens fix its batch size.
 
     Args:
-        capacity: most tokens a row may hold; None for no limit.
+        capacity: most tokens a row may hold, for which room is made at once; None for no limit.
+
+    Attributes:
+        lengths: tokens of each row.
+        buffers: named keys and values of all rows.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
         self.capacity = capacity
-        self.rows: list[RowCache] = []
+        self.lengths: list[int] = []
+        self.buffers: dict[str, TokenBuffer] = {}
+        # the longest each row has been: what a ring forgot on the way there does not come back with a crop
+        self._longest: list[int] = []
 
-    def new_row(self) -> RowCache:
-        """An empty row."""
-        raise NotImplementedError
+    def new_buffers(self) -> dict[str, TokenBuffer]:
+        """Empty buffers by name."""
+        return {"key": TokenBuffer(limit=self.capacity), "value": TokenBuffer(limit=self.capacity)}
 
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each row."""
-        return [row.length for row in self.rows]
+    def reserve(self, new: dict[str, Tensor], counts: Sequence[int]) -> None:
+        """Check that the last counts[b] tokens of row b of `new` fit, then make room for them.
 
-    def reserve(self, batch_size: int, new_tokens: Sequence[int]) -> None:
-        """Check that `new_tokens` more tokens fit each row, before anything is changed.
+        `new` holds tokens [B, n, G, D] by the names of their buffers.
 
         Raises:
-            ValueError: another batch size than before, or more tokens than the capacity.
+            ValueError: another batch size than before, more tokens than the capacity, or tokens of another
+                shape, dtype or device; nothing is changed then.
         """
-        if self.rows and len(self.rows) != batch_size:
-            raise ValueError(f"cache: expected a batch of {len(self.rows)} rows, got {batch_size}")
-        lengths = self.lengths or [0] * batch_size
-        total = max((a + b for a, b in zip(lengths, new_tokens, strict=True)), default=0)
+        batch = len(counts)
+        if self.lengths and len(self.lengths) != batch:
+            raise ValueError(f"cache: expected a batch of {len(self.lengths)} rows, got {batch}")
+        lengths = self.lengths or [0] * batch
+        total = max((a + b for a, b in zip(lengths, counts, strict=True)), default=0)
         if self.capacity is not None and total > self.capacity:
             raise ValueError(f"cache: expected at most capacity={self.capacity} tokens, got {total}")
-        if not self.rows:
-            self.rows = [self.new_row() for _ in range(batch_size)]
+        buffers = self.buffers or self.new_buffers()
+        for name, tokens in new.items():
+            if not buffers[name].matches(tokens):
+                raise ValueError(
+                    f"cache: expected {name} tokens {buffers[name].describe()}, "
+                    f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
+                )
+        self.buffers = buffers
+        if not self.lengths:
+            self.lengths, self._longest = [0] * batch, [0] * batch
+        for name, tokens in new.items():
+            buffers[name].make_room(tokens, batch, self.room_needed(name, total))
 
-    def check(self, new: dict[str, Tensor]) -> None:
-        """Raise before any row is changed if tokens [B, n, G, D] are not of the kind stored."""
-        for row in self.rows:
-            row.check(new)
+    def room_needed(self, _name: str, tokens: int) -> int:
+        """Slots of a buffer that rows of `tokens` tokens need."""
+        return tokens
+
+    def write(self, rows: slice, new: dict[str, Tensor]) -> None:
+        """Put tokens [R, n, G, D] behind those of `rows`, where there is room; `commit` makes them count.
+
+        No gradient flows through a cache.
+        """
+        starts = self.lengths[rows]
+        for name, tokens in new.items():
+            ends = [start + tokens.shape[1] for start in starts]
+            self._longest[rows] = [max(pair) for pair in zip(self._longest[rows], ends, strict=True)]
+            self.buffers[name].write(rows, starts, tokens)
+
+    def pair(self, rows: slice, prefix: str = "") -> tuple[Tensor, Tensor]:
+        """Keys and values [R, room, G, *] of `rows`, garbage behind their tokens."""
+        return self.buffers[f"{prefix}key"].data[rows], self.buffers[f"{prefix}value"].data[rows]
+
+    def commit(self, rows: slice, count: int) -> None:
+        """`rows` are now `count` tokens longer. Until then, a call that failed has changed nothing."""
+        self.lengths[rows] = [length + count for length in self.lengths[rows]]
 
     def crop(self, lengths: int | Sequence[int]) -> None:
         """Forget the tokens from `lengths` on, of all rows or of none.
@@ -151,40 +91,45 @@ class BatchCache:
         Raises:
             ValueError: longer than a row is, or further back than its buffers remember.
         """
-        wanted = [lengths] * len(self.rows) if isinstance(lengths, int) else list(lengths)
-        for row, length in zip(self.rows, wanted, strict=True):
-            row.check_crop(length)
-        for row, length in zip(self.rows, wanted, strict=True):
-            row.crop(length)
+        wanted = [lengths] * len(self.lengths) if isinstance(lengths, int) else list(lengths)
+        if len(wanted) != len(self.lengths):
+            raise ValueError(f"lengths: expected one for each of {len(self.lengths)} rows, got {wanted}")
+        for row, length in enumerate(wanted):
+            self._check_crop(row, length)
+        self.lengths = wanted
+
+    def _check_crop(self, row: int, length: int) -> None:
+        if not 0 <= length <= self.lengths[row]:
+            raise ValueError(f"length: expected 0 .. {self.lengths[row]}, the cached tokens, got {length}")
 
     def reorder(self, indices: Sequence[int]) -> None:
         """Row i becomes what row `indices[i]` was; rows may be repeated or left out (beams, selection)."""
-        if any(not 0 <= index < len(self.rows) for index in indices):
-            raise ValueError(f"indices: expected rows 0 .. {len(self.rows) - 1}, got {list(indices)}")
-        taken: set[int] = set()
-        rows = []
-        for index in indices:
-            # the first taker keeps the row, every further one needs a copy of its own
-            rows.append(self.rows[index].clone() if index in taken else self.rows[index])
-            taken.add(index)
-        self.rows = rows
+        if any(not 0 <= index < len(self.lengths) for index in indices):
+            raise ValueError(f"indices: expected rows 0 .. {len(self.lengths) - 1}, got {list(indices)}")
+        if list(indices) == list(range(len(self.lengths))):
+            return
+        for buffer in self.buffers.values():
+            buffer.select(indices)
+        self.lengths = [self.lengths[index] for index in indices]
+        self._longest = [self._longest[index] for index in indices]
 
     def reset(self) -> None:
         """Forget everything, the batch size included."""
-        self.rows = []
+        self.lengths, self._longest, self.buffers = [], [], {}
 
     def nbytes(self) -> int:
         """Bytes of memory held by all rows, unused room included."""
-        return sum(row.nbytes() for row in self.rows)
+        return sum(buffer.nbytes() for buffer in self.buffers.values())
 
 
 class SparseCache(BatchCache):
-    """Decode state of one NativeSparseAttention layer.
+    """Decode state of one NativeSparseAttention layer: raw K/V to select from, compressed K/V, and in rings
+    the window's K/V and the raw tokens that are still to be compressed.
 
     Args:
         config: the layer's block sizes.
         shared: whether the layer uses one K/V set for all branches (the window then needs no own copy).
-        capacity: most tokens a row may hold; None for no limit.
+        capacity: most tokens a row may hold, for which room is made at once; None for no limit.
         max_rollback: `crop` reaches back to this many tokens before the longest length so far, for
             speculative decoding.
     """
@@ -195,19 +140,65 @@ class SparseCache(BatchCache):
         *,
         shared: bool = False,
         capacity: int | None = None,
-        max_rollback: int = 64,
+        max_rollback: int = STEP,
     ) -> None:
         super().__init__(capacity)
         if max_rollback < 0:
             raise ValueError(f"max_rollback: expected at least 0, got {max_rollback}")
         self.config, self.shared, self.max_rollback = config, shared, max_rollback
 
-    def new_row(self) -> SparseRow:
-        return SparseRow.create(self.config, self.shared, self.max_rollback)
+    def new_buffers(self) -> dict[str, TokenBuffer]:
+        limit = None if self.capacity is None else max(1, self.config.num_compressed(self.capacity))
+        spare = max(STEP, self.max_rollback)
+        buffers = super().new_buffers()
+        for part in ("key", "value"):
+            buffers[f"compressed_{part}"] = TokenBuffer(limit=limit)
+            buffers[f"tail_{part}"] = TokenBuffer(newest=self.config.compress_block - 1 + spare)
+            if not self.shared:
+                buffers[f"window_{part}"] = TokenBuffer(newest=self.config.window - 1 + spare)
+        return buffers
+
+    def room_needed(self, name: str, tokens: int) -> int:
+        return max(1, self.config.num_compressed(tokens)) if name.startswith("compressed") else tokens
+
+    def window(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """What the window branch sees: all raw tokens if they are shared, else the ring."""
+        return self.pair(rows, "" if self.shared else "window_")
+
+    def longer_window(self, rows: slice, new: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The same for more than STEP new tokens, which are not in the ring: a larger ring for this call."""
+        if self.shared:
+            return self.pair(rows)
+        return self._larger_ring(rows, "window_key", new), self._larger_ring(rows, "window_value", new)
+
+    def _larger_ring(self, rows: slice, name: str, new: dict[str, Tensor]) -> Tensor:
+        tokens, starts, before = new[name], self.lengths[rows], self.config.window - 1
+        larger = TokenBuffer(newest=before + tokens.shape[1])
+        larger.make_room(tokens, len(starts), 0)
+        everything, begins = slice(0, len(starts)), [start - before for start in starts]
+        larger.write(everything, begins, self.buffers[name].read(rows, begins, before))
+        larger.write(everything, starts, tokens)
+        return larger.data
+
+    def rows_by_length(self, rows: slice) -> list[tuple[int, list[int]]]:
+        """(length, the rows of that length), for what can be done for equal rows at once."""
+        groups: dict[int, list[int]] = {}
+        for row in range(len(self.lengths))[rows]:
+            groups.setdefault(self.lengths[row], []).append(row)
+        return list(groups.items())
+
+    def _check_crop(self, row: int, length: int) -> None:
+        super()._check_crop(row, length)
+        window = max(0, length - self.config.window + 1)
+        tail = self.config.num_compressed(length) * self.config.compress_stride
+        for name, oldest in (("window_key", window), ("tail_key", tail)):
+            buffer = self.buffers.get(name)
+            if buffer is not None and oldest < self._longest[row] - buffer.room:
+                raise ValueError(
+                    f"length: expected a crop of at most max_rollback tokens, got {length} of "
+                    f"{self.lengths[row]}; make the cache with a larger max_rollback"
+                )
 
 
 class DenseCache(BatchCache):
     """Decode state of a full-attention layer: all keys and values."""
-
-    def new_row(self) -> RowCache:
-        return RowCache({"key": TokenBuffer(), "value": TokenBuffer()})

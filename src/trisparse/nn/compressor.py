@@ -5,6 +5,7 @@ split into l / d parts, each applied once to the non-overlapping chunks of d tok
 shifted parts.
 """
 
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -29,7 +30,12 @@ def project_blocks(tokens: Tensor, weight: Tensor, config: SparseConfig) -> Tens
     """Every block, flattened to l * D numbers, times `weight` [l * D, F]: [B, T, G, D] -> [B, C, G, F]."""
     chunks, count = _stride_chunks(tokens, config)
     parts = weight.chunk(config.compress_block // config.compress_stride)
-    return torch.stack([(chunks @ part)[:, i : i + count] for i, part in enumerate(parts)]).sum(dim=0)
+    return _added([(chunks @ part)[:, i : i + count] for i, part in enumerate(parts)])
+
+
+def _added(parts: list[Tensor]) -> Tensor:
+    """Their sum, part by part: a reduction may add in another order for another number of blocks."""
+    return reduce(torch.add, parts)
 
 
 def mean_blocks(tokens: Tensor, config: SparseConfig) -> Tensor:
@@ -37,8 +43,7 @@ def mean_blocks(tokens: Tensor, config: SparseConfig) -> Tensor:
     chunks, count = _stride_chunks(tokens, config)
     sums = chunks.unflatten(-1, (config.compress_stride, tokens.shape[-1])).sum(dim=-2)
     overlap = config.compress_block // config.compress_stride
-    blocks = torch.stack([sums[:, i : i + count] for i in range(overlap)]).sum(dim=0)
-    return blocks / config.compress_block
+    return _added([sums[:, i : i + count] for i in range(overlap)]) / config.compress_block
 
 
 class Compressor(nn.Module):

@@ -80,9 +80,9 @@ class Rope:
         return angles.cos() * amplitude, angles.sin() * amplitude
 
     def rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
-        """Rotate `heads` [B, T, H, D] at `positions` [T] in at least fp32; returned in its dtype."""
+        """Rotate `heads` [B, T, H, D] at `positions` [T] or [B, T] in at least fp32 -> its dtype."""
         dtype = torch.promote_types(heads.dtype, torch.float32)
-        cos, sin = (table[None, :, None].to(dtype) for table in self.tables(positions))
+        cos, sin = (table.unsqueeze(-2).to(dtype) for table in self.tables(positions))
         first, second = heads[..., : self.dim].to(dtype).chunk(2, dim=-1)
         rotated = torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
         return torch.cat([rotated.to(heads.dtype), heads[..., self.dim :]], dim=-1)

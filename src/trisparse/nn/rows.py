@@ -1,12 +1,10 @@
-"""Runs an attention row by row, where the rows of a batch have different lengths."""
+"""Runs an attention on a batch whose rows may begin with padding."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
-
-from trisparse.nn.cache import BatchCache, RowCache
 
 
 def check_padding(padding: Sequence[int] | None, batch: int, num_tokens: int) -> list[int]:
@@ -21,23 +19,18 @@ def check_padding(padding: Sequence[int] | None, batch: int, num_tokens: int) ->
     return counts
 
 
-def each_row(
-    attend: Callable[[list[Tensor], RowCache | None], Tensor],
-    tensors: Sequence[Tensor],
-    padding: Sequence[int],
-    cache: BatchCache | None,
+def without_padding(
+    attend: Callable[[list[Tensor], slice], Tensor], tensors: list[Tensor], padding: Sequence[int]
 ) -> Tensor:
-    """`attend` each row's tokens [1, n, ...] without its padding; padding rows of the result are 0.
+    """`attend` tokens [R, n, ...] of rows `slice`, all together or, if there is padding, row by row.
 
-    `tensors` are [B, T, ...]; returns [B, T, H, E].
+    `tensors` are [B, T, ...]; returns [B, T, H, E], where padding has 0.
     """
-    batch, num_tokens = tensors[0].shape[:2]
-    rows: Sequence[RowCache | None] = [None] * batch
-    if cache is not None:
-        cache.reserve(batch, [num_tokens - skip for skip in padding])
-        rows = cache.rows
+    if not any(padding):
+        return attend(tensors, slice(0, len(padding)))
     outputs = []
-    for index, (skip, row) in enumerate(zip(padding, rows, strict=True)):
-        out = attend([tensor[index : index + 1, skip:] for tensor in tensors], row)
+    for row, skip in enumerate(padding):
+        rows = slice(row, row + 1)
+        out = attend([tensor[rows, skip:] for tensor in tensors], rows)
         outputs.append(pad(out, (0, 0, 0, 0, skip, 0)))
     return torch.cat(outputs)

@@ -5,6 +5,8 @@ outputs gives d gates and all three `delta`; the gates are applied inside of the
 query is summed in fp32 from branch to branch, in a fixed order.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -63,6 +65,16 @@ def _place(
     return Place(config=config, scale=scale, query_start=query_start, packed=packed)
 
 
+def _as_window(place: Place, num_tokens: int) -> Place | None:
+    """The selected branch as a window, where every row selects all blocks there are before it; else None.
+
+    In sequences that short a list of blocks per row only gets in the way: neighbouring rows share all keys.
+    """
+    if place.config.num_select_blocks(num_tokens) > place.config.num_selected:
+        return None
+    return replace(place, config=replace(place.config, window=max(1, num_tokens)))
+
+
 def sparse_forward(
     query: Tensor,
     key_cmp: Tensor,
@@ -90,7 +102,11 @@ def sparse_forward(
     lse = query.new_empty(3, *query.shape[:3], dtype=torch.float32)
     attend_compressed(query, key_cmp, value_cmp, branches[0], lse[0], place)
     ids = select_blocks_from_lse(query, key_cmp, lse[0], place)
-    attend_selected(query, key_slc, value_slc, ids, branches[1], lse[1], place)
+    everything = _as_window(place, key_slc.shape[1])
+    if everything is None:
+        attend_selected(query, key_slc, value_slc, ids, branches[1], lse[1], place)
+    else:
+        attend_window(query, key_slc, value_slc, branches[1], lse[1], everything)
     attend_window(query, key_win, value_win, branches[2], lse[2], place)
     out = combine_forward(branches, gates)
     if not save:
@@ -128,9 +144,12 @@ def sparse_backward(
     grads_cmp = compressed_gradients(
         grad_out, query, key_cmp, value_cmp, lse[0], delta[0], gates[..., 0], None, total, place
     )
-    grads_slc = selected_gradients(
-        grad_out, query, key_slc, value_slc, ids, lse[1], delta[1], gates[..., 1], total, total, place
-    )
+    everything = _as_window(place, key_slc.shape[1])
+    selected = (lse[1], delta[1], gates[..., 1], total, total)
+    if everything is None:
+        grads_slc = selected_gradients(grad_out, query, key_slc, value_slc, ids, *selected, place)
+    else:
+        grads_slc = window_gradients(grad_out, query, key_slc, value_slc, *selected, everything)
     grads_win = window_gradients(
         grad_out, query, key_win, value_win, lse[2], delta[2], gates[..., 2], total, grad_query, place
     )

@@ -58,6 +58,11 @@ struct ChunkRows {
   }
 };
 
+// The query of a branch
+inline const Tensor& query_of(const Problem& p, int branch) {
+  return branch == kCompressed && p.query_compressed.data ? p.query_compressed : p.query;
+}
+
 // Rows of a query-shaped tensor as left operand [rows, rounded up to 32][padded]
 template <class Engine>
 inline void stage_chunk(const Tensor& tensor, int32_t type, const ChunkRows& rows, int count, int padded,

@@ -81,7 +81,7 @@ class CompressedForward {
   void choose(const ChunkRows& rows, const SoftmaxRows& state, int64_t token, int64_t last) {
     for (int64_t first = token; token < last; ++token) {
       const int64_t own = (rows.chunk.position(rows.sequence) + token) / problem_.select_block;
-      scores_.assign(size_t(round_up(own + 1, kLanes)), 0.0f);
+      scores_.assign(size_t(round_up(std::max<int64_t>(0, own + 1), kLanes)), 0.0f);
       for (int64_t head = 0; head < heads_; ++head) {
         const int64_t row = token * heads_ + head;
         const float total = sum(load(state.total + row * kLanes));

@@ -49,6 +49,15 @@ class AmxEngine {
     return total;
   }
 
+  // as `store_elements` rounds
+  static Floats rounded(Floats x) {
+    const __m256i words = (__m256i)_mm512_cvtneps_pbh((__m512)x);
+    return (Floats)_mm512_slli_epi32(_mm512_cvtepu16_epi32(words), 16);
+  }
+
+  // May rows of a tensor serve as operands where they lie?
+  static bool in_place(int32_t) { return true; }
+
   static float element_to_float(Element element) { return to_float(BFloat16{element}); }
 
   static void stage(const void* from, int32_t, int64_t count, Element* to) {

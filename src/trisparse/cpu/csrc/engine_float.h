@@ -18,6 +18,12 @@ class FloatEngine {
     for (int index = 0; index < vectors; ++index) store(to + index * kLanes, from[index]);
   }
 
+  // as `store_elements` rounds
+  static Floats rounded(Floats x) { return x; }
+
+  // May rows of a tensor serve as operands where they lie?
+  static bool in_place(int32_t type) { return type == kFloat32; }
+
   static float element_to_float(Element element) { return element; }
 
   static void stage(const void* from, int32_t type, int64_t count, Element* to) {

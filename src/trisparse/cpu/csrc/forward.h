@@ -1,6 +1,7 @@
 // The forward of a call: pack keys and values, then chunk by chunk all its branches.
 #pragma once
 #include "compressed.h"
+#include "decode.h"
 #include "output.h"
 #include "selected.h"
 #include "window.h"
@@ -78,8 +79,8 @@ struct PackedCall {
              x.head_stride == y.head_stride;
     };
     const auto whole_tiles = [&](const Sequence& s) { return first_window_key(p, s) % kTileKeys == 0; };
-    shared = p.select_block == kTileKeys && a.key.data && same(a.key, b.key) && same(a.value, b.value) &&
-             std::all_of(sequences.begin(), sequences.end(), whole_tiles);
+    shared = p.select_block == kTileKeys && p.window_ring == 0 && a.key.data && same(a.key, b.key) &&
+             same(a.value, b.value) && std::all_of(sequences.begin(), sequences.end(), whole_tiles);
   }
 
   const PackedBranch<Engine>& window() const { return shared ? selected : own_window; }
@@ -137,7 +138,7 @@ Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<E
   const auto all_keys = [](const Sequence& s) { return keys_of(kSelected, s); };
   // tokens before the first row's window are as good as absent, also where they are not finite
   const auto window_keys = [&](const Sequence& s) {
-    return Keys{s.first_token, s.tokens, first_window_key(p, s)};
+    return Keys{s.first_token, s.tokens, first_window_key(p, s), p.window_ring};
   };
   const auto in_window = [&](size_t index, int64_t tile) {
     return (tile + 1) * kTileKeys > first_window_key(p, call.sequences[index]);
@@ -181,10 +182,15 @@ class ForwardWorker {
   // Adds the branches `first` .. `last` of a chunk to `whole` [most_rows][value_depth]
   void attend(const Chunk& chunk, int first, int last, float* whole) {
     const ChunkRows rows = call_.rows(chunk);
-    stage_chunk<Engine>(call_.problem.query, call_.problem.data_type, rows, call_.shape.head_dim,
-                        call_.shape.head_depth, query_.get());
+    const Tensor* staged = nullptr;
     for (int branch = first; branch <= last; ++branch) {
       if (!call_.has(branch)) continue;
+      const Tensor& query = query_of(call_.problem, branch);
+      if (&query != staged) {
+        stage_chunk<Engine>(query, call_.problem.data_type, rows, call_.shape.head_dim,
+                            call_.shape.head_depth, query_.get());
+        staged = &query;
+      }
       state_.reset(round_up(rows.count(), kPairRows));
       attend_branch(branch, rows);
       finish_branch<Engine>(call_.problem, call_.shape, rows, branch, state_, whole);
@@ -242,6 +248,7 @@ Status forward_pass(const Call<Engine>& call, const PackedCall<Engine>& packed, 
 
 template <class Engine>
 Status forward(const Problem& p, const ThreadPool& pool) {
+  if (is_decoding(p)) return decode<Engine>(p, pool);
   const Call<Engine> call(p, pool);
   PackedCall<Engine> packed(p, call.sequences, call.order);
   Status status = pack_compressed(call, kForwardForms, packed);

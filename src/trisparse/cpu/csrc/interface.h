@@ -5,7 +5,7 @@
 namespace trisparse {
 
 // Raised with every change of the structures below; Python refuses a library that says another number.
-constexpr uint32_t kInterfaceVersion = 1;
+constexpr uint32_t kInterfaceVersion = 2;
 
 enum DataType : int32_t { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
@@ -42,6 +42,12 @@ struct Problem {
   int64_t slots;
   int32_t select;  // 1: choose ids from the compressed keys
   Branch branches[kBranches];
+  // [batch]: a start for each batch row instead of query_start; null: none. A row that starts below 0 or ends
+  // past the room of its keys takes no part.
+  const int32_t* starts;
+  int64_t window_ring;      // slots; the window's key at position s lies in slot s % window_ring. 0: at s
+  Tensor query_compressed;  // what the compressed branch takes for query; null: query
+  int32_t invariant;        // 1: a row's bits may not depend on how many rows came with it
 };
 
 enum Status : int32_t { kOk = 0, kOutOfMemory = 1, kInvalid = 2 };

@@ -45,6 +45,7 @@ struct Span {
   int64_t first, count;
   const int32_t* key;
   int64_t lowest = 0;
+  int64_t ring = 0;  // slots that the keys go round in; 0: they lie at their positions
 };
 
 // How the keys of a sequence are cut into tiles: in the order of a KeyOrder, or in blocks, several tiles to a
@@ -91,7 +92,8 @@ inline void stage_tile(const Tensor& tensor, int32_t type, const Sequence& seque
   for (int column = 0; column < kTileKeys; ++column) {
     typename Engine::Element* place = to + column * padded;
     if (span.lowest <= span.key[column] && span.key[column] < span.count) {
-      const int64_t row = first_row + span.first + span.key[column];
+      const int64_t position = first_row + span.first + span.key[column];
+      const int64_t row = span.ring ? position % span.ring : position;
       stage_row<Engine>(row_of(tensor, type, sequence.batch, row, sequence.group), type, count, padded,
                         place);
     } else {
@@ -117,7 +119,7 @@ struct Operand {
 
 // What a branch may see of a sequence: rows first_row + lowest .. first_row + count - 1 of its tensors
 struct Keys {
-  int64_t first_row, count, lowest = 0;
+  int64_t first_row, count, lowest = 0, ring = 0;
 };
 
 inline Keys keys_of(int branch, const Sequence& s) {
@@ -164,6 +166,7 @@ Status pack_tiles(const Shape& shape, int32_t type, const std::vector<Sequence>&
     const Keys& seen = keys[index];
     Span span = packed.tiling.span(tile - packed.first_tile[index], seen.count);
     span.lowest = seen.lowest - span.first;
+    span.ring = seen.ring;
     const auto put = [&](const Tensor& tensor, int count, int padded, const Operand<Engine>& columns,
                          const Operand<Engine>& depth) {
       if (!columns.data.get() && !depth.data.get()) return;

@@ -12,19 +12,28 @@
 
 namespace trisparse::TRISPARSE_SET {
 
+// By phase p: what a key counts for its own block and for the next one
+struct PoolingWeights {
+  explicit PoolingWeights(const Problem& p) : phases(int(p.select_block / p.compress_stride)) {
+    const int strides = int(p.compress_block / p.compress_stride);
+    for (int phase = 0; phase < phases; ++phase) {
+      own.push_back(float(std::min(strides, phases - phase)));
+      next.push_back(float(strides) - own.back());
+    }
+  }
+
+  int phases;
+  std::vector<float> own, next;
+};
+
 class Pooling {
  public:
   Pooling(const Problem& p, int64_t most_tiles, int64_t most_rows)
-      : phases_(int(p.select_block / p.compress_stride)),
+      : weights_(p),
+        phases_(weights_.phases),
         stride_(round_up(most_tiles * kTileKeys / kPanel, phases_) / phases_ * kPanel + 2 * kPanel),
         scores_(most_rows * stride_),
-        next_(most_rows * kPanel) {
-    const int strides = int(p.compress_block / p.compress_stride);
-    for (int phase = 0; phase < phases_; ++phase) {
-      own_weight_.push_back(float(std::min(strides, phases_ - phase)));
-      next_weight_.push_back(float(strides) - own_weight_.back());
-    }
-  }
+        next_(most_rows * kPanel) {}
 
   void reset(int64_t rows) {
     for (int64_t row = 0; row < rows; ++row) std::fill(scores(row), scores(row) + kPanel, 0.0f);
@@ -73,8 +82,8 @@ class Pooling {
         }
       }
       for (int v = 0; v < kVectors; ++v) {
-        own_sum[v] += p[index * kVectors + v] * own_weight_[size_t(phase)];
-        next_sum[v] += p[index * kVectors + v] * next_weight_[size_t(phase)];
+        own_sum[v] += p[index * kVectors + v] * weights_.own[size_t(phase)];
+        next_sum[v] += p[index * kVectors + v] * weights_.next[size_t(phase)];
       }
       if (phase == phases - 1) {
         finish(own, own_sum, next_sum);
@@ -108,9 +117,9 @@ class Pooling {
     std::fill(own + kPanel, own + 2 * kPanel, 0.0f);
   }
 
+  PoolingWeights weights_;
   int phases_;
   int64_t stride_;
-  std::vector<float> own_weight_, next_weight_;
   Buffer<float> scores_, next_;
 };
 

@@ -41,14 +41,41 @@ inline int64_t num_compressed(const Problem& p, int64_t tokens) {
   return tokens < p.compress_block ? 0 : (tokens - p.compress_block) / p.compress_stride + 1;
 }
 
-inline std::vector<Sequence> sequences_of(const Problem& p) {
+// Have the keys of a call room for a batch row of `tokens` tokens?
+inline bool has_room(const Problem& p, int64_t tokens) {
+  const bool by_position =
+      p.branches[kSelected].key.data || (p.branches[kWindow].key.data && p.window_ring == 0);
+  if (by_position && tokens > p.tokens) return false;
+  return !p.branches[kCompressed].key.data || num_compressed(p, tokens) <= p.compressed;
+}
+
+// Where the rows of a batch row start; so far below 0 that they see no key and have no block if it takes no
+// part
+inline int64_t start_of(const Problem& p, int64_t batch) {
+  if (!p.starts) return p.query_start;
+  const int64_t start = p.starts[batch];
+  return start >= 0 && has_room(p, start + p.query_rows) ? start : -p.query_rows - p.select_block;
+}
+
+// One for each batch row and group, those that take no part included
+inline std::vector<Sequence> batch_rows_of(const Problem& p) {
   std::vector<Sequence> found;
-  const int64_t documents = p.num_documents > 0 ? p.num_documents : 1;
+  for (int64_t batch = 0; batch < p.batch; ++batch) {
+    const int64_t start = start_of(p, batch), tokens = std::max<int64_t>(0, start + p.query_rows);
+    for (int64_t group = 0; group < p.groups; ++group) {
+      found.push_back({batch, group, 0, p.query_rows, start, 0, tokens, 0, num_compressed(p, tokens)});
+    }
+  }
+  return found;
+}
+
+inline std::vector<Sequence> sequences_of(const Problem& p) {
+  if (p.num_documents == 0) return batch_rows_of(p);
+  std::vector<Sequence> found;
   for (int64_t batch = 0; batch < p.batch; ++batch) {
     int64_t first_block = 0;
-    for (int64_t document = 0; document < documents; ++document) {
-      const int64_t begin = p.num_documents > 0 ? p.bounds[document] : 0;
-      const int64_t end = p.num_documents > 0 ? p.bounds[document + 1] : p.query_start + p.query_rows;
+    for (int64_t document = 0; document < p.num_documents; ++document) {
+      const int64_t begin = p.bounds[document], end = p.bounds[document + 1];
       const int64_t first = std::max(begin, p.query_start);
       const int64_t last = std::min(end, p.query_start + p.query_rows);
       if (first < last) {

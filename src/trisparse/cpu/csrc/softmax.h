@@ -84,6 +84,8 @@ struct Exponent {
   static float log_sum_exp(float reference, float total) {
     return Engine::kRounds ? (reference + std::log2(total)) * kLn2 : reference + std::log(total);
   }
+  // a difference of two scores as a power of 2
+  static Floats difference(Floats scores) { return Engine::kRounds ? scores : scores * kLog2E; }
   static float power(float exponent) { return Engine::kRounds ? exponent : exponent * kLn2; }
 
   static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;

@@ -15,10 +15,17 @@ namespace trisparse::TRISPARSE_SET {
 // float)
 constexpr int64_t kWorthThreads = 50'000'000;
 
-inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multiplications) {
+// The same where reading takes longer than multiplying, in bytes
+constexpr int64_t kWorthThreadsBytes = 3'000'000;
+
+inline int64_t threads_if(const ThreadPool& pool, int64_t tasks, bool worth) {
   uint32_t threads = 1;
-  if (multiplications < kWorthThreads || pool.get_num_threads(&threads) != 0) return 1;
+  if (!worth || pool.get_num_threads(&threads) != 0) return 1;
   return tasks < int64_t(threads) ? tasks : int64_t(threads);
+}
+
+inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multiplications) {
+  return threads_if(pool, tasks, multiplications >= kWorthThreads);
 }
 
 // `tasks`, those with most `work` [tasks] first, equal ones in the order given: the last are then the

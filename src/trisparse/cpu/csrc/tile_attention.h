@@ -1,0 +1,161 @@
+// Attention of few rows to a tile of keys and values where they lie in their tensors: scores are transposed,
+// [64 keys][rows], so that keys are the left operand of their product and are not packed.
+#pragma once
+#include "lane_pooling.h"
+#include "lanes.h"
+#include "pack.h"
+#include "scores.h"
+
+namespace trisparse::TRISPARSE_SET {
+
+// What a tile's keys and values are read from; no value: only probabilities are wanted
+struct TileSource {
+  KeyPlace key;
+  KeyPlace value;
+  bool with_values;
+};
+
+// What the rows bring: their packed queries, limits and state
+template <class Engine>
+struct TileQuery {
+  const typename Engine::Element* panels;  // [columns / 16] right operands of depth `head_depth`
+  LaneLimits limits;
+  LaneRows rows;
+};
+
+template <class Engine>
+class TileAttention {
+ public:
+  using Element = typename Engine::Element;
+
+  TileAttention(const Shape& shape, int32_t type, int columns)
+      : shape_(shape),
+        exponent_(shape),
+        keys_in_place_(Engine::in_place(type) && shape.head_dim == shape.head_depth),
+        values_in_place_(Engine::in_place(type) && shape.value_dim == shape.value_depth),
+        rows_(kTileKeys * std::max(shape.head_depth, shape.value_depth)),
+        values_(kTileKeys * shape.value_depth),
+        weights_(columns * kTileKeys),
+        scores_(kTileKeys * columns) {}
+
+  // `pooling` may be null; `index` counts the tiles of the rows' run
+  template <bool precise>
+  void attend(const KeyTile& tile, bool masked, const TileSource& source, const TileQuery<Engine>& query,
+              int64_t index, LanePooling* pooling) {
+    score(tile, source.key, query);
+    for (int panel = 0; panel < query.rows.columns; panel += kPanel) {
+      for (int column = panel; column < panel + kPanel; column += kLanes) {
+        if (masked) {
+          exponentiate<precise, true>(tile, query, column, index, pooling);
+        } else {
+          exponentiate<precise, false>(tile, query, column, index, pooling);
+        }
+      }
+      if (source.with_values) weigh(weights_.get() + panel * kTileKeys);
+    }
+    if (source.with_values) add_values(tile, source.value, query.rows);
+  }
+
+ private:
+  // scores_ [64][columns]
+  void score(const KeyTile& tile, const KeyPlace& place, const TileQuery<Engine>& query) {
+    const Element* keys = rows_.get();
+    ptrdiff_t stride = shape_.head_depth;
+    if (keys_in_place_ && place.neighbours(tile)) {
+      keys = static_cast<const Element*>(place.address(tile.key[0]));
+      stride = place.tensor.row_stride;
+    } else {
+      stage(tile, place, shape_.head_dim, shape_.head_depth);
+    }
+    Matrices<Element> m{};
+    m.tiles = 2;
+    m.out_stride = query.rows.columns;
+    m.left_stride = stride;
+    m.right = query.panels;
+    m.panel_stride = int64_t(shape_.head_depth) * kPanel;
+    m.panels = query.rows.columns / kPanel;
+    m.depth = shape_.head_depth;
+    m.runs = 1;
+    for (int first = 0; first < kTileKeys; first += kPairRows) {
+      for (int half = 0; half < 2; ++half) {
+        const int key = first + half * kTileRows;
+        m.left[half] = keys + key * stride;
+        m.out[half] = scores_.get() + key * m.out_stride;
+      }
+      Engine::multiply(m);
+    }
+  }
+
+  template <bool precise, bool masked>
+  void exponentiate(const KeyTile& tile, const TileQuery<Engine>& query, int column, int64_t index,
+                    LanePooling* pooling) {
+    const LaneRows& rows = query.rows;
+    const LaneTile<Engine, precise, masked> lanes(scores_.get() + column, rows.columns, tile, query.limits,
+                                                  column, exponent_);
+    lanes.settle(rows.reference + column, rows.total + column, [&](Floats factor) {
+      rows.rescale(column, factor);
+      if (pooling) pooling->rescale(index, column, factor);
+    });
+    float* probabilities = probabilities_.get() + column % kPanel;
+    lanes.exponentiate(rows.reference + column, rows.total + column, probabilities);
+    if (pooling) pooling->add(index, column, probabilities);
+  }
+
+  // probabilities of a panel [64][16] -> left operand [16][64]
+  void weigh(Element* to) {
+    float lines[kTileRows * kTileKeys];
+    for (int key = 0; key < kTileKeys; key += kSquare) {
+      transpose_square(reinterpret_cast<const uint32_t*>(probabilities_.get() + key * kPanel), kPanel,
+                       reinterpret_cast<uint32_t*>(lines + key), kTileKeys);
+    }
+    for (int row = 0; row < kTileRows; ++row) {
+      Floats vectors[kTileVectors];
+      for (int v = 0; v < kTileVectors; ++v) vectors[v] = load(lines + row * kTileKeys + v * kLanes);
+      Engine::store_elements(to + row * kTileKeys, vectors, kTileVectors);
+    }
+  }
+
+  void add_values(const KeyTile& tile, const KeyPlace& place, const LaneRows& rows) {
+    const Element* from = rows_.get();
+    ptrdiff_t stride = shape_.value_depth;
+    if (values_in_place_ && place.neighbours(tile)) {
+      from = static_cast<const Element*>(place.address(tile.key[0]));
+      stride = place.tensor.row_stride;
+    } else {
+      stage(tile, place, shape_.value_dim, shape_.value_depth);
+    }
+    Engine::pack_rows(from, stride, kTileKeys, shape_.value_depth, values_.get());
+    for (int row = 0; row < rows.columns; row += kPairRows) {
+      const int tiles = std::min(2, (rows.columns - row) / kTileRows);
+      const Element* left[2];
+      float* out[2];
+      for (int half = 0; half < tiles; ++half) {
+        left[half] = weights_.get() + (row + half * kTileRows) * kTileKeys;
+        out[half] = rows.sums + (row + half * kTileRows) * rows.features;
+      }
+      add_product<Engine>(tiles, left, values_.get(), 1, shape_.value_depth, out);
+    }
+  }
+
+  // rows_ [64][padded]; zeros where the tile has no key, for 0 * NaN would be NaN
+  void stage(const KeyTile& tile, const KeyPlace& place, int count, int padded) {
+    for (int column = 0; column < kTileKeys; ++column) {
+      Element* to = rows_.get() + column * padded;
+      if (tile.key[column] == kNoKey) {
+        std::fill(to, to + padded, Element(0));
+      } else {
+        stage_row<Engine>(place.address(tile.key[column]), place.type, count, padded, to);
+      }
+    }
+  }
+
+  const Shape& shape_;
+  Exponent<Engine> exponent_;
+  bool keys_in_place_, values_in_place_;
+  Buffer<Element> rows_, values_;
+  Buffer<Element> weights_;  // [columns / 16][16][64]
+  Buffer<float> scores_;     // [64][columns]
+  Buffer<float> probabilities_{kTileKeys * kPanel};
+};
+
+}  // namespace trisparse::TRISPARSE_SET

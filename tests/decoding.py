@@ -1,0 +1,97 @@
+"""What every test of decoding shares: a cache with garbage behind its rows, and what each row is alone."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trisparse.config import SparseConfig
+from trisparse.decode import sparse_decode
+from trisparse.testing.inputs import Case, Inputs, make_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """A batch of rows: each row's own inputs, and the padded tensors that `sparse_decode` takes."""
+
+    rows: list[Inputs]
+    tensors: tuple[Any, ...]
+    starts: Tensor
+    config: SparseConfig
+    ring: bool
+
+    def run(self, backend: str, **others: Any) -> tuple[Tensor, Tensor]:
+        return sparse_decode(
+            *self.tensors, self.starts, self.config, window_ring=self.ring, backend=backend, **others
+        )
+
+    def only(self, row: int) -> "Decoding":
+        """One row in a batch of its own, in the same room."""
+        query, *pairs, gates = self.tensors
+        pairs = [tuple(x[row : row + 1].clone() for x in pair) for pair in pairs]
+        tensors = (query[row : row + 1], *pairs, gates[row : row + 1])
+        return replace(
+            self, rows=self.rows[row : row + 1], tensors=tensors, starts=self.starts[row : row + 1]
+        )
+
+
+def make_decoding(
+    lengths: list[int],
+    new_tokens: int,
+    config: SparseConfig,
+    *,
+    heads: int = 4,
+    groups: int = 2,
+    head_dim: int = 32,
+    value_dim: int = 32,
+    dtype: torch.dtype = torch.float32,
+    ring: bool = False,
+    garbage: float = float("nan"),
+    spare: int = 7,
+    seed: int = 0,
+) -> Decoding:
+    """Rows of `lengths` tokens, the last `new_tokens` of them new, in a cache with room for `spare` more."""
+    rows = [
+        make_inputs(
+            Case(
+                name="row",
+                batch=1,
+                tokens=length,
+                heads=heads,
+                groups=groups,
+                head_dim=head_dim,
+                value_dim=value_dim,
+                config=config,
+                query_start=length - new_tokens,
+            ),
+            dtype,
+            seed + index,
+        )
+        for index, length in enumerate(lengths)
+    ]
+    room = max(lengths) + spare
+
+    def stack(name: str, part: int, size: int, slot_of: Any) -> Tensor:
+        width = value_dim if part else head_dim
+        data = torch.full((len(rows), size, groups, width), garbage, dtype=dtype)
+        for index, row in enumerate(rows):
+            tokens = getattr(row, name)[part][0]
+            for position in range(tokens.shape[0]):
+                data[index, slot_of(position)] = tokens[position]
+        return data
+
+    def pair(name: str, size: int, slot_of: Any = lambda position: position) -> tuple[Tensor, Tensor]:
+        return stack(name, 0, size, slot_of), stack(name, 1, size, slot_of)
+
+    slots = -(-(config.window - 1 + new_tokens) // 64) * 64
+    window = pair("window", slots, lambda s: s % slots) if ring else pair("window", room)
+    tensors = (
+        torch.cat([row.query for row in rows]),
+        pair("compressed", config.num_compressed(max(lengths)) + spare),
+        pair("selected", room),
+        window,
+        torch.cat([row.gates for row in rows]),
+    )
+    starts = torch.tensor([length - new_tokens for length in lengths], dtype=torch.int32)
+    return Decoding(rows=rows, tensors=tensors, starts=starts, config=config, ring=ring)

@@ -1,0 +1,52 @@
+"""The argument `backend`: names, reasons, and no silent fallback."""
+
+import re
+
+import pytest
+from arguments import CMP, CONFIG, EVERY, SELECT, SLC, WHOLE, arguments
+
+import trisparse
+
+
+@pytest.mark.parametrize(
+    ("backend", "error", "words"),
+    [
+        (3, TypeError, "string, got int 3"),
+        (None, TypeError, "string, got NoneType"),
+        ("cuda", ValueError, "reference, torch, cpu, triton; got 'cuda'"),
+        ("Torch", ValueError, "got 'Torch'"),
+        ("", ValueError, "got ''"),
+    ],
+)
+@pytest.mark.parametrize("function", EVERY)
+def test_unknown_backend_is_named(function, backend, error, words):
+    """Guards against a misspelled backend that quietly means another."""
+    g = arguments()
+    with pytest.raises(error, match=rf"^backend: expected .*{re.escape(words)}"):
+        pairs = [(g[f"key_{branch}"], g[f"value_{branch}"]) for branch in ("cmp", "slc", "win")]
+        if function == WHOLE:
+            trisparse.sparse_attention(g["query"], *pairs, g["gates"], CONFIG, backend=backend)
+        elif function == SLC:
+            trisparse.selected_attention(g["query"], *pairs[1], g["ids"], CONFIG, backend=backend)
+        elif function == SELECT:
+            trisparse.select_blocks(g["query"], g["key_cmp"], CONFIG, backend=backend)
+        else:
+            getattr(trisparse, function)(
+                g["query"], *pairs[0 if function == CMP else 2], CONFIG, backend=backend
+            )
+
+
+def test_backend_that_cannot_run_says_why(monkeypatch):
+    """Guards against a silent fallback from the backend that was asked for."""
+    monkeypatch.setattr(trisparse.backends, "_why_not", {"triton": "no GPU", "torch": None}.get)
+    with pytest.raises(NotImplementedError, match=r"^backend: 'triton' cannot run here: no GPU"):
+        trisparse.backends.choose("triton")
+
+
+def test_available_backends_name_a_reason_or_none():
+    """Guards against a backend that is neither usable nor explained."""
+    table = trisparse.available_backends()
+    assert list(table) == ["reference", "torch", "cpu", "triton"]
+    assert table["reference"] is None
+    assert table["torch"] is None
+    assert all(reason is None or (isinstance(reason, str) and reason) for reason in table.values())

@@ -1,0 +1,219 @@
+"""`sparse_decode`: every row of a ragged batch gets what `sparse_attention` gives it alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from decoding import make_decoding
+
+import trisparse
+from trisparse import SparseConfig, backends
+from trisparse.decode import sparse_decode
+from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
+from trisparse.testing.inputs import device_of, kernel_backends
+
+BACKENDS = kernel_backends(torch.float32)
+NATIVE = [name for name in BACKENDS if name in backends.FUSED]
+SMALL = SparseConfig(
+    compress_block=8, compress_stride=4, select_block=16, num_selected=4, num_initial=1, num_local=2, window=9
+)
+CONFIGS = {
+    "paper": SparseConfig(),
+    "small": SMALL,
+    "window_of_one": SparseConfig(
+        compress_block=16,
+        compress_stride=16,
+        select_block=32,
+        num_selected=3,
+        num_initial=0,
+        num_local=0,
+        window=1,
+    ),
+    "odd_blocks": SparseConfig(
+        compress_block=12,
+        compress_stride=6,
+        select_block=18,
+        num_selected=5,
+        num_initial=2,
+        num_local=1,
+        window=100,
+    ),
+    "large_blocks": SparseConfig(
+        compress_block=64,
+        compress_stride=32,
+        select_block=128,
+        num_selected=2,
+        num_initial=1,
+        num_local=1,
+        window=70,
+    ),
+}
+# (H, G, D, E)
+HEADS = {
+    "16 of 1": (16, 1, 32, 32),
+    "4 of 2": (4, 2, 24, 40),
+    "6 of 1": (6, 1, 192, 128),
+    "40 of 2": (40, 2, 16, 16),
+}
+
+
+def place_of(row, backend="reference"):
+    return {"query_start": row.query_start, "backend": backend}
+
+
+def check_rows(call, out, ids):
+    """Each row against the reference on that row alone, with the ids that were chosen."""
+    for index, row in enumerate(call.rows):
+        wide = row.to(torch.float64)
+        gold_ids = trisparse.select_blocks(wide.query, wide.compressed[0], call.config, **place_of(row))
+        ranks = selection_ranks(wide.query, wide.compressed[0], call.config, query_start=row.query_start)
+        compare_ids(ids[index : index + 1].cpu(), gold_ids, ranks)
+        low, gold = (whole(each, ids[index : index + 1].cpu()) for each in (row, wide))
+        assert_within_budget(f"row {index}", out[index : index + 1].cpu(), low, gold)
+
+
+def whole(row, ids):
+    """The op on one row with given ids, by the reference."""
+    place = place_of(row)
+    out_cmp, _ = trisparse.compressed_attention(row.query, *row.compressed, row.config, **place)
+    out_slc = trisparse.selected_attention(row.query, *row.selected, ids, row.config, **place)
+    out_win = trisparse.window_attention(row.query, *row.window, row.config, **place)
+    return trisparse.api.gated_sum(row.gates, (out_cmp, out_slc, out_win))
+
+
+def moved(call, backend):
+    """The call with its tensors where `backend` wants them."""
+    device = device_of(backend)
+    query, *pairs, gates = call.tensors
+    pairs = [tuple(x.to(device) for x in pair) for pair in pairs]
+    return replace(call, tensors=(query.to(device), *pairs, gates.to(device)), starts=call.starts.to(device))
+
+
+@pytest.mark.parametrize("ring", [False, True], ids=["positions", "ring"])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ragged_rows_are_what_they_are_alone(backend, config, heads, ring):
+    """Guards against a row that sees another row's length, and against garbage behind a row's tokens."""
+    h, g, d, e = HEADS[heads]
+    shape = {"heads": h, "groups": g, "head_dim": d, "value_dim": e}
+    for new_tokens, lengths in ((1, [1, 300, 64, 129]), (5, [5, 77, 261])):
+        call = moved(make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape), backend)
+        check_rows(call, *call.run(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("new_tokens", [1, 3, 20])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_narrow_numbers(backend, new_tokens, dtype):
+    """Guards against sums in half precision, and against garbage that a narrow kernel multiplies by 0."""
+    lengths = [new_tokens, new_tokens + 50, 500]
+    shape = {"heads": 16, "groups": 1, "head_dim": 64, "value_dim": 64}
+    call = moved(make_decoding(lengths, new_tokens, SMALL, dtype=dtype, ring=True, **shape), backend)
+    check_rows(call, *call.run(backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_long_rows_are_split_and_joined(backend):
+    """Guards against a piece of a long sequence that is weighed by its own softmax."""
+    lengths = [4500, 130, 9000]
+    call = make_decoding(lengths, 2, SparseConfig(), heads=16, groups=1, ring=True)
+    check_rows(call, *moved(call, backend).run(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("new_tokens", [1, 4])
+@pytest.mark.parametrize("backend", NATIVE)
+def test_a_row_is_bit_for_bit_what_it_is_alone(backend, new_tokens, dtype):
+    """Guards against splits that depend on the batch or on the longest row."""
+    call = moved(make_decoding([700, 9, 3000, 64], new_tokens, SparseConfig(), heads=8, dtype=dtype), backend)
+    out, ids = call.run(backend)
+    for row in range(len(call.rows)):
+        one, one_ids = call.only(row).run(backend)
+        assert torch.equal(one, out[row : row + 1])
+        assert torch.equal(one_ids, ids[row : row + 1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_row_that_starts_below_zero_takes_no_part(backend):
+    """Guards against a crash, or a wrong neighbour, where a slot of the batch is free."""
+    call = moved(make_decoding([40, 70, 20], 2, SMALL, ring=True), backend)
+    out, ids = call.run(backend)
+    starts = call.starts.clone()
+    starts[1] = -1
+    with_hole, hole_ids = replace(call, starts=starts).run(backend)
+    assert not with_hole[1].any()
+    assert (hole_ids[1] == -1).all()
+    for row in (0, 2):
+        assert torch.equal(with_hole[row], out[row])
+        assert torch.equal(hole_ids[row], ids[row])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_compressed_branch_takes_its_own_query(backend):
+    """Guards against one query for all branches where the compressed one goes without rope."""
+    call = make_decoding([90, 200], 2, SMALL)
+    other = torch.randn(call.tensors[0].shape, generator=torch.Generator().manual_seed(3))
+    gold, gold_ids = call.run("reference", query_cmp=other)
+    out, ids = moved(call, backend).run(backend, query_cmp=other.to(device_of(backend)))
+    assert torch.equal(ids.cpu(), gold_ids)
+    torch.testing.assert_close(out.cpu(), gold)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_shared_keys_and_values_serve_both_branches(backend):
+    """Guards against a window that is read from a copy where selected and window branch share theirs."""
+    call = make_decoding([90, 200], 2, SMALL)
+    query, compressed, selected, _, gates = call.tensors
+    shared = replace(call, tensors=(query, compressed, selected, selected, gates))
+    gold, gold_ids = shared.run("reference")
+    out, ids = moved(shared, backend).run(backend)
+    assert torch.equal(ids.cpu(), gold_ids)
+    torch.testing.assert_close(out.cpu(), gold)
+
+
+@pytest.mark.parametrize("place", ["ring", "positions"])
+@pytest.mark.parametrize("backend", NATIVE)
+def test_operator_passes_opcheck(backend, place):
+    """Guards against a schema, a fake shape, dtype or stride, or an alias that is not the operator's."""
+    call = moved(make_decoding([40, 70], 2, SMALL, ring=place == "ring"), backend)
+    query, *pairs, gates = call.tensors
+    tensors = (query, None, *(x for pair in pairs for x in pair), gates, call.starts)
+    ring = pairs[2][0].shape[1] if place == "ring" else 0
+    arguments = (*tensors, ring, SMALL.as_ints(), 0.35, backend)
+    torch.library.opcheck(torch.ops.trisparse.decode_forward.default, arguments)
+
+
+def wrong(call, **changes):
+    names = ("query", "compressed", "selected", "window", "gates")
+    arguments = dict(zip(names, call.tensors, strict=True), starts=call.starts, config=call.config)
+    return {**arguments, "window_ring": call.ring, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: {"starts": c.starts.long()}, "^starts: expected int32"),
+        (lambda c: {"starts": c.starts[:1]}, r"^starts: expected \[B=2\]"),
+        (
+            lambda c: {"starts": c.starts + 20},
+            "^starts: expected every row to end within key_slc's 77 tokens",
+        ),
+        (lambda _: {"starts": [1, 2]}, "^starts: expected a torch.Tensor"),
+        (
+            lambda c: {"compressed": tuple(x[:, :15] for x in c.tensors[1])},
+            "^key_cmp: expected room for 16 blocks of 70 tokens, got 15",
+        ),
+        (
+            lambda c: {"window": tuple(x[:, :63] for x in c.tensors[3])},
+            "^key_win: expected a ring of a multiple of 64",
+        ),
+        (lambda _: {"window_ring": False}, "^key_win: expected T=77 tokens"),
+        (lambda c: {"query_cmp": c.tensors[0][:, :1]}, "^query_cmp: expected"),
+        (lambda c: {"gates": c.tensors[4][..., :2]}, "^gates: expected"),
+    ],
+)
+def test_wrong_argument_is_named(change, message):
+    call = make_decoding([40, 70], 2, SMALL, ring=True)
+    with pytest.raises((TypeError, ValueError), match=message):
+        sparse_decode(**wrong(call, **change(call)))
