@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean test-gpu bench-gpu
+.PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -17,6 +17,14 @@ check: .venv/test.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
+
+# the CPU kernels as clang++ builds them
+test-clang: .venv/test.stamp
+	CXX=clang++ $(BIN)/pytest -k "cpu or fuzz" tests/cpu tests/test_*.py
+
+# the CPU kernels under AddressSanitizer, UBSan and, if it is installed, valgrind: a quarter of an hour, needs g++
+sanitize: .venv/test.stamp
+	$(BIN)/python tools/sanitize.py
 
 # on a machine with a CUDA GPU, by its own Python with torch, Triton and pytest: nothing is installed.
 # Its versions need not be ours, so that warnings are shown and end nothing.

@@ -202,7 +202,7 @@ def test_a_linker_error_names_what_is_missing(
         ("exit 1", "gave no reason"),
         ("exit 0", "made no library"),
         ('case "$*" in *" -c "*) ;; *) exit 0;; esac', "made no library"),
-        ('echo "error: unrecognized argument -std=c++20" >&2; exit 1', "-std="),
+        ('echo "error: unrecognized argument -std=c++17" >&2; exit 1', "-std="),
         ("rm $0; exit 1", "failed on"),
     ],
 )

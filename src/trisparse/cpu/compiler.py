@@ -13,7 +13,7 @@ from trisparse.cpu.cache import disk_is_full
 from trisparse.cpu.errors import BuildError, CacheError
 
 NAMES = ("g++", "clang++", "c++")
-ADVICE = "install g++ or clang++, or name a C++20 compiler in CXX"
+ADVICE = "install g++ or clang++, or name a C++17 compiler in CXX"
 
 
 @dataclass(frozen=True)

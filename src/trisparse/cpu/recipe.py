@@ -16,7 +16,7 @@ from trisparse.cpu.processor import this_processor
 # what Python and the sources agree on; kInterfaceVersion in csrc/interface.h
 INTERFACE_VERSION = 2
 COMMON_FLAGS = (
-    "-std=c++20",
+    "-std=c++17",
     "-O3",
     "-fPIC",
     "-fno-math-errno",

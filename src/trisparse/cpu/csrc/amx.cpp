@@ -7,6 +7,6 @@
 namespace trisparse {
 extern const Kernels kAmxKernels;
 // set by the compiler: nothing of this file may run before it is known that the processor can
-constinit const Kernels kAmxKernels =
+constexpr Kernels kAmxKernels =
     amx::table<amx::AmxEngine>("amx", [](int32_t data_type) { return data_type == int32_t(kBFloat16); });
 }  // namespace trisparse

@@ -6,5 +6,5 @@
 namespace trisparse {
 extern const Kernels kAvx512Kernels;
 // set by the compiler: nothing of this file may run before it is known that the processor can
-constinit const Kernels kAvx512Kernels = avx512::table<avx512::FloatEngine>("avx512", avx512::takes_floats);
+constexpr Kernels kAvx512Kernels = avx512::table<avx512::FloatEngine>("avx512", avx512::takes_floats);
 }  // namespace trisparse

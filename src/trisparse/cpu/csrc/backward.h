@@ -14,6 +14,7 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
                                const std::vector<InvertedIds>& inverted, int64_t threads) {
   const Problem& p = call.problem;
   std::vector<KeyTask> tasks;
+  std::vector<int64_t> work;
   for (int branch = 0; branch < kBranches; ++branch) {
     if (!call.has(branch)) continue;
     const Tiling& tiling = packed.branch(branch).tiling;
@@ -34,13 +35,12 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
           rows = inverted[index].first[block + 1] - inverted[index].first[block];
         }
         const TileRange range{tile, std::min(tile + step, tiles)};
-        tasks.push_back({branch, int64_t(index), range, rows * (range.end - range.begin)});
+        tasks.push_back({branch, int64_t(index), range});
+        work.push_back(rows * (range.end - range.begin));
       }
     }
   }
-  std::stable_sort(tasks.begin(), tasks.end(),
-                   [](const KeyTask& a, const KeyTask& b) { return a.work > b.work; });
-  return tasks;
+  return longest_first(tasks, work);
 }
 
 template <class Engine>

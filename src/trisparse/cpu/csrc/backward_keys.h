@@ -19,7 +19,6 @@ struct KeyTask {
   int branch;
   int64_t sequence;
   TileRange tiles;
-  int64_t work;  // rows that see them, to begin with the longest
 };
 
 // Up to 256 rows as right operands, with their facts
@@ -69,11 +68,9 @@ class KeyGradWorker {
       const InvertedIds& ids = inverted_[size_t(task.sequence)];
       const int32_t* tokens = ids.tokens.data() + ids.first[size_t(block)];
       const int64_t rows = (ids.first[size_t(block) + 1] - ids.first[size_t(block)]) * shape_.heads;
-      over_rows(task, sequence, {0, rows}, [&](int64_t row) {
-        return tokens[row / shape_.heads] * int64_t(shape_.heads) + row % shape_.heads;
-      });
+      over_rows(task, sequence, {0, rows}, tokens);
     } else {
-      over_rows(task, sequence, visible_rows(task, sequence), [](int64_t row) { return row; });
+      over_rows(task, sequence, visible_rows(task, sequence), nullptr);
     }
     finish(task, sequence);
   }
@@ -120,22 +117,22 @@ class KeyGradWorker {
     std::fill(grad_values_.get(), grad_values_.get() + count * shape_.value_depth, 0.0f);
   }
 
-  // `row_of_index(i)`: the sequence's row number i of those that see the keys
-  template <class RowOfIndex>
-  void over_rows(const KeyTask& task, const Sequence& sequence, TileRange range, RowOfIndex row_of_index) {
+  // Row number i of those that see the keys is row i of the sequence, or that of the i-th head of `tokens`
+  void over_rows(const KeyTask& task, const Sequence& sequence, TileRange range, const int32_t* tokens) {
     const Keys keys = keys_of(task.branch, sequence);
     for (int64_t first = range.begin; first < range.end; first += RowBatch<Engine>::kRows) {
       const int64_t end = std::min(first + RowBatch<Engine>::kRows, range.end);
-      load_batch(task, sequence, first, end, row_of_index);
+      load_batch(task, sequence, first, end, tokens);
       for (int64_t tile = task.tiles.begin; tile < task.tiles.end; ++tile) {
         add_tile(tiling(task.branch).span(tile, keys.count), int(tile - task.tiles.begin));
       }
     }
   }
 
-  template <class RowOfIndex>
-  void load_batch(const KeyTask& task, const Sequence& s, int64_t first, int64_t end,
-                  RowOfIndex row_of_index) {
+  void load_batch(const KeyTask& task, const Sequence& s, int64_t first, int64_t end, const int32_t* tokens) {
+    const auto row_of_index = [&](int64_t row) {
+      return tokens ? tokens[row / shape_.heads] * int64_t(shape_.heads) + row % shape_.heads : row;
+    };
     const RowFacts& facts = facts_[task.branch];
     const int32_t type = call_.problem.data_type;
     batch_.blocks = int((end - first + kBlockRows - 1) / kBlockRows);

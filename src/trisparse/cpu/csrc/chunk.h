@@ -28,15 +28,14 @@ inline std::vector<Chunk> chunks_of(const Problem& p, const std::vector<Sequence
   const int64_t fair = round_up(all_rows / (4 * std::max<int64_t>(1, threads)) + 1, kPairRows);
   const int64_t tokens = std::max<int64_t>(1, std::min(kChunkRows, fair) / heads);
   std::vector<Chunk> chunks;
+  std::vector<int64_t> positions;
   for (size_t index = 0; index < sequences.size(); ++index) {
     for (int64_t token = 0; token < sequences[index].rows; token += tokens) {
       chunks.push_back({int64_t(index), token, int(std::min(tokens, sequences[index].rows - token))});
+      positions.push_back(chunks.back().position(sequences[index]));
     }
   }
-  std::stable_sort(chunks.begin(), chunks.end(), [&](const Chunk& a, const Chunk& b) {
-    return a.position(sequences[size_t(a.sequence)]) > b.position(sequences[size_t(b.sequence)]);
-  });
-  return chunks;
+  return longest_first(chunks, positions);
 }
 
 // Where row r of a chunk stands: head r % heads of token r / heads

@@ -144,16 +144,12 @@ struct PackedBranch {
   explicit PackedBranch(Tiling tiling) : tiling(std::move(tiling)) {}
 };
 
-// `keys_of(sequence)` -> Keys; `wanted(sequence, tile)` leaves tiles out
-template <class Engine, class KeysOf, class Wanted>
-Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
-                   const Branch& branch, Forms forms, KeysOf keys_of, Wanted wanted, const ThreadPool& pool,
-                   PackedBranch<Engine>& packed) {
+// Packs those tiles of a branch that are wanted [tiles]; `keys` [sequences]
+template <class Engine>
+Status pack_tiles(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
+                  const Branch& branch, Forms forms, const std::vector<Keys>& keys,
+                  const std::vector<uint8_t>& wanted, const ThreadPool& pool, PackedBranch<Engine>& packed) {
   using Element = typename Engine::Element;
-  packed.first_tile.assign(1, 0);
-  for (const Sequence& sequence : sequences) {
-    packed.first_tile.push_back(packed.first_tile.back() + packed.tiling.tiles(keys_of(sequence).count));
-  }
   const int64_t tiles = packed.first_tile.back();
   const auto make = [&](bool asked, int features) { return Operand<Engine>(asked ? tiles : 0, features); };
   packed.key_columns = make(forms.key_columns, shape.head_depth);
@@ -163,19 +159,18 @@ Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>
   const int64_t widest = std::max(shape.head_depth, shape.value_depth);
   const auto make_worker = [&] { return Buffer<Element>(kTileKeys * widest); };
   const auto pack = [&](Buffer<Element>& rows, int64_t tile) {
+    if (!wanted[size_t(tile)]) return;
     const auto after = std::upper_bound(packed.first_tile.begin(), packed.first_tile.end(), tile);
     const size_t index = size_t(after - packed.first_tile.begin()) - 1;
-    const int64_t inside = tile - packed.first_tile[index];
     const Sequence& sequence = sequences[index];
-    if (!wanted(index, inside)) return;
-    const Keys keys = keys_of(sequence);
-    Span span = packed.tiling.span(inside, keys.count);
-    span.lowest = keys.lowest - span.first;
-    span.ring = keys.ring;
+    const Keys& seen = keys[index];
+    Span span = packed.tiling.span(tile - packed.first_tile[index], seen.count);
+    span.lowest = seen.lowest - span.first;
+    span.ring = seen.ring;
     const auto put = [&](const Tensor& tensor, int count, int padded, const Operand<Engine>& columns,
                          const Operand<Engine>& depth) {
       if (!columns.data.get() && !depth.data.get()) return;
-      stage_tile<Engine>(tensor, type, sequence, keys.first_row, span, count, padded, rows.get());
+      stage_tile<Engine>(tensor, type, sequence, seen.first_row, span, count, padded, rows.get());
       if (columns.data.get()) Engine::pack_columns(rows.get(), padded, kTileKeys, padded, columns.tile(tile));
       if (depth.data.get()) Engine::pack_rows(rows.get(), padded, kTileKeys, padded, depth.tile(tile));
     };
@@ -184,6 +179,24 @@ Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>
   };
   const int64_t work = tiles * kTileKeys * (shape.head_depth + shape.value_depth);
   return run_tasks(pool, tiles, threads_for(pool, tiles, 64 * work), make_worker, pack);
+}
+
+// `keys_of(sequence)` -> Keys; `wanted(sequence, tile)` leaves tiles out. Whatever those are, the work is
+// compiled once.
+template <class Engine, class KeysOf, class Wanted>
+Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
+                   const Branch& branch, Forms forms, KeysOf keys_of, Wanted wanted, const ThreadPool& pool,
+                   PackedBranch<Engine>& packed) {
+  std::vector<Keys> keys;
+  std::vector<uint8_t> is_wanted;
+  packed.first_tile.assign(1, 0);
+  for (size_t index = 0; index < sequences.size(); ++index) {
+    keys.push_back(keys_of(sequences[index]));
+    const int64_t count = packed.tiling.tiles(keys.back().count);
+    for (int64_t tile = 0; tile < count; ++tile) is_wanted.push_back(wanted(index, tile));
+    packed.first_tile.push_back(packed.first_tile.back() + count);
+  }
+  return pack_tiles<Engine>(shape, type, sequences, branch, forms, keys, is_wanted, pool, packed);
 }
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -48,7 +48,7 @@ class Pooling {
     }
   }
 
-  void rescale(int64_t row, int64_t tiles, float factor) {
+  [[gnu::noinline, gnu::cold]] void rescale(int64_t row, int64_t tiles, float factor) {
     const int64_t count = blocks(tiles);
     for (int64_t block = 0; block < count; ++block) scores(row)[block] *= factor;
     for (int lane = 0; lane < kPanel; ++lane) next(row)[lane] *= factor;

@@ -6,6 +6,6 @@
 namespace trisparse {
 extern const Kernels kPortableKernels;
 // set by the compiler: nothing of this file may run before it is known that the processor can
-constinit const Kernels kPortableKernels =
+constexpr Kernels kPortableKernels =
     portable::table<portable::FloatEngine>("portable", portable::takes_floats);
 }  // namespace trisparse

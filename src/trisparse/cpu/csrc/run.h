@@ -103,7 +103,7 @@ class RunGroup {
   }
 
   // by a power of two: exact
-  static void rescale_elements(Element* elements, float factor) {
+  [[gnu::noinline, gnu::cold]] static void rescale_elements(Element* elements, float factor) {
     float line[kTileKeys];
     Floats scaled[kTileVectors];
     for (int i = 0; i < kTileKeys; ++i) line[i] = Engine::element_to_float(elements[i]) * factor;

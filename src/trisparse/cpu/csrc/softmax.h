@@ -32,7 +32,8 @@ struct SoftmaxRows {
     std::fill(sums, sums + rows * sums_stride, 0.0f);
   }
 
-  void rescale(int64_t row, float factor) const {
+  // rare, but called in many places
+  [[gnu::noinline, gnu::cold]] void rescale(int64_t row, float factor) const {
     for (int lane = 0; lane < kLanes; ++lane) total[row * kLanes + lane] *= factor;
     for (int64_t index = 0; index < sums_stride; ++index) sums[row * sums_stride + index] *= factor;
   }
@@ -132,10 +133,11 @@ inline void exponents(const float* dots, const Exponent<Engine>& exponent, float
   hide<masked>(columns, low, high, x);
 }
 
-// A row's highest score in a tile, in the engine's units; -inf if it sees none
+// A row's highest score in a tile, in the engine's units; -inf if it sees none. Not inline: called once per
+// row, in many places.
 template <class Engine, bool masked>
-inline float highest_score(const float* dots, const Exponent<Engine>& exponent, const Columns& columns,
-                           int64_t low, int64_t high) {
+[[gnu::noinline]] inline float highest_score(const float* dots, const Exponent<Engine>& exponent,
+                                             const Columns& columns, int64_t low, int64_t high) {
   Floats x[kTileVectors];
   for (int v = 0; v < kTileVectors; ++v) x[v] = exponent.score(load(dots + v * kLanes));
   hide<masked>(columns, low, high, x);

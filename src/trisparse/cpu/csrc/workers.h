@@ -1,8 +1,11 @@
 // Work for torch's threads: tasks are handed out one by one, in the order given.
 #pragma once
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <new>
+#include <utility>
+#include <vector>
 
 #include "interface.h"
 
@@ -24,6 +27,19 @@ inline int64_t threads_if(const ThreadPool& pool, int64_t tasks, bool worth) {
 
 inline int64_t threads_for(const ThreadPool& pool, int64_t tasks, int64_t multiplications) {
   return threads_if(pool, tasks, multiplications >= kWorthThreads);
+}
+
+// `tasks`, those with most `work` [tasks] first, equal ones in the order given: the last are then the
+// shortest
+template <class Task>
+std::vector<Task> longest_first(const std::vector<Task>& tasks, const std::vector<int64_t>& work) {
+  // numbers are sorted, not tasks: the compiler makes one sort for all kinds of them
+  std::vector<std::pair<int64_t, size_t>> order;
+  for (size_t index = 0; index < tasks.size(); ++index) order.push_back({-work[index], index});
+  std::sort(order.begin(), order.end());
+  std::vector<Task> sorted;
+  for (const auto& [_, index] : order) sorted.push_back(tasks[index]);
+  return sorted;
 }
 
 // Calls `function(worker, task)` for every task; `make_worker()` is called once per thread that takes part.
