@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -16,7 +16,13 @@ from trisparse.models.batch import (
     read_documents,
     read_padding,
 )
-from trisparse.models.cache import TrisparseCacheLayer, cache_layers, cached_lengths
+from trisparse.models.cache import (
+    TrisparseCacheLayer,
+    cache_layers,
+    cached_lengths,
+    check_state,
+    take_back,
+)
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import BatchCache
@@ -119,7 +125,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: DynamicCache | StaticCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **_: Any,
@@ -130,7 +136,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
             attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or
                 right-padded where there is no cache.
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
-            past_key_values: `DynamicCache(config=model.config)`; extended in place.
+            past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
+                max_cache_len=n)`; extended in place. A call that fails leaves it as it was.
             use_cache: make a cache where none is given. A forward with a cache is inference: its results
                 have no gradient, because none could reach the keys and values through the cache.
 
@@ -147,8 +154,10 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if past_key_values is not None:
             layers = cache_layers(past_key_values, len(self.layers))
         batch = self._read_batch(attention_mask, position_ids, hidden, layers)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and layers is None):
-            output = self._run(hidden, batch, layers)
+        if layers is None:
+            output = self._run(hidden, batch, None)
+        else:
+            output = self._run_cached(hidden, batch, layers)
         return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=past_key_values)
 
     def _run(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer] | None) -> Tensor:
@@ -156,11 +165,21 @@ class TrisparseModel(TrisparsePreTrainedModel):
         shape = hidden.shape
         if batch.cu_seqlens is not None:
             hidden = hidden.flatten(0, 1)[None]
-        for index, block in enumerate(self.layers):
-            hidden = block(hidden, batch, self._state(layers, index))
+        for block, state in zip(self.layers, self._states(layers), strict=True):
+            hidden = block(hidden, batch, state)
         for layer in layers or ():
             layer.slots += shape[1]
         return self.norm(hidden).view(shape)
+
+    def _run_cached(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer]) -> Tensor:
+        """`_run` that leaves the cache as it was if it fails, at an interruption for example."""
+        lengths = list(cached_lengths(layers))
+        try:
+            with torch.no_grad():
+                return self._run(hidden, batch, layers)
+        except BaseException:
+            take_back(layers, lengths)
+            raise
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
@@ -183,23 +202,30 @@ class TrisparseModel(TrisparsePreTrainedModel):
         layers: list[TrisparseCacheLayer] | None,
     ) -> Batch:
         rows, num_tokens = hidden.shape[:2]
-        padding = read_padding(attention_mask, num_tokens, layers is not None)
+        padding = read_padding(attention_mask, rows, num_tokens, layers is not None)
         if layers is not None:
-            check_positions(position_ids, padding, cached_lengths(layers) or [0] * rows)
+            lengths = cached_lengths(layers) or [0] * rows
+            if len(lengths) != rows:
+                raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
+            check_positions(position_ids, padding, lengths)
             return Batch(padding=padding)
         if padding is not None:
             check_padded_positions(position_ids, padding)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
-    def _state(self, layers: list[TrisparseCacheLayer] | None, index: int) -> BatchCache | None:
-        """The decode state of layer `index`, made at its first use."""
+    def _states(self, layers: list[TrisparseCacheLayer] | None) -> list[BatchCache | None]:
+        """The decode states of the layers, made at their first use."""
         if layers is None:
-            return None
-        if layers[index].state is None:
-            block = cast(Block, self.layers[index])
-            layers[index].state = block.attention.new_cache()
-        return layers[index].state
+            return [None] * len(self.layers)
+        attentions = [cast(Block, block).attention for block in self.layers]
+        # all are looked at before any is filled
+        for index, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
+            check_state(layer, attention.new_cache(), index)
+        for layer, attention in zip(layers, attentions, strict=True):
+            if layer.state is None:
+                layer.state = attention.new_cache(layer.capacity)
+        return [layer.state for layer in layers]
 
 
 class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
@@ -218,7 +244,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: DynamicCache | StaticCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
