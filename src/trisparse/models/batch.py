@@ -50,6 +50,22 @@ def read_padding(
     return counts if any(counts) else None
 
 
+def check_past(attention_mask: Tensor | None, num_tokens: int, slots: int, lengths: list[int]) -> None:
+    """A mask [B, slots + T] must say of the past what the cache holds: rows of `lengths` tokens.
+
+    Raises:
+        ValueError: it hides tokens that are in the cache, or shows padding.
+    """
+    if attention_mask is None or attention_mask.shape[1] != slots + num_tokens:
+        return
+    shown = attention_mask[:, :slots].bool().sum(dim=1).tolist()
+    if shown != lengths:
+        raise ValueError(
+            f"attention_mask: expected as many ones before the new tokens as the cache holds, {lengths}, "
+            f"got {shown}"
+        )
+
+
 def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> Tensor | None:
     """Bounds of the documents that restarting positions [B or 1, T] mark, None if no row holds two.
 

@@ -3,7 +3,13 @@
 from typing import Any
 
 import torch
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    DynamicCache,
+    DynamicLayer,
+    StaticCache,
+)
 
 from trisparse.models.configuration import LAYER_TYPE
 from trisparse.nn.cache import BatchCache, SparseCache
@@ -15,7 +21,6 @@ _NO_OFFLOADING = "past_key_values: offloading is not supported by this cache"
 class TrisparseCacheLayer(DynamicLayer):
     """Holds a layer's BatchCache and counts slots as transformers does, left padding included."""
 
-    _layer_type = LAYER_TYPE
     is_croppable = True
     # early initialisation knows only dense keys and values
     supports_early_init = False
@@ -74,13 +79,12 @@ class TrisparseCacheLayer(DynamicLayer):
 class TrisparseStaticLayer(TrisparseCacheLayer):
     """The same in a StaticCache: room for `max_cache_len` tokens a row at once, and an error beyond."""
 
-    # the inherited name would take the place of the growing layer
-    _layer_type = None
-
     def __init__(self, max_cache_len: int) -> None:
         super().__init__(capacity=max_cache_len)
 
 
+# by hand: an attribute that registers a class would be inherited, and the second class replace the first
+DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseCacheLayer
 STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseStaticLayer
 
 
@@ -129,13 +133,13 @@ def check_state(layer: TrisparseCacheLayer, wanted: BatchCache, index: int) -> N
     got, expected = _kind(layer.state), _kind(wanted)
     if got != expected:
         raise ValueError(
-            f"past_key_values: expected the cache of this model; layer {index}: expected {expected}, got {got}"
+            f"past_key_values: expected the cache of this model, in layer {index} {expected}, got {got}"
         )
 
 
 def _kind(state: BatchCache) -> tuple[Any, ...]:
-    sparse = isinstance(state, SparseCache)
-    return (type(state).__name__, *((state.config, state.shared) if sparse else ()))
+    sizes = (state.config, state.shared) if isinstance(state, SparseCache) else ()
+    return (type(state).__name__, *sizes)
 
 
 def take_back(layers: list[TrisparseCacheLayer], lengths: list[int]) -> None:

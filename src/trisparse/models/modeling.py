@@ -12,6 +12,7 @@ from trisparse.baselines.full_attention import FullAttention
 from trisparse.models.batch import (
     Batch,
     check_padded_positions,
+    check_past,
     check_positions,
     read_documents,
     read_padding,
@@ -207,6 +208,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
             lengths = cached_lengths(layers) or [0] * rows
             if len(lengths) != rows:
                 raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
+            check_past(attention_mask, num_tokens, layers[0].slots, lengths)
             check_positions(position_ids, padding, lengths)
             return Batch(padding=padding)
         if padding is not None:
