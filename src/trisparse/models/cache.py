@@ -119,7 +119,7 @@ def cached_lengths(layers: list[TrisparseCacheLayer]) -> list[int]:
             "past_key_values: expected layers of equal lengths; a crop or a forward failed halfway: "
             "start a new cache"
         )
-    return lengths[0]
+    return list(lengths[0])
 
 
 def check_state(layer: TrisparseCacheLayer, wanted: BatchCache, index: int) -> None:

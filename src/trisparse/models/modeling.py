@@ -68,6 +68,12 @@ class SwiGLU(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+# lengths are counted on the host: compiled, every new token would be another program
+@torch.compiler.disable
+def _attend_cached(attention: nn.Module, hidden: Tensor, batch: Batch, cache: BatchCache) -> Tensor:
+    return attention(hidden, cache=cache, padding=batch.padding)
+
+
 class Block(GradientCheckpointingLayer):
     """Attention and SwiGLU, each behind an RMS norm and around a residual stream."""
 
@@ -80,12 +86,11 @@ class Block(GradientCheckpointingLayer):
 
     def forward(self, hidden: Tensor, batch: Batch, cache: BatchCache | None = None) -> Tensor:
         normed = self.attention_norm(hidden)
-        hidden = hidden + self.attention(
-            normed,
-            cache=cache,
-            cu_seqlens=batch.cu_seqlens,
-            padding=batch.padding,
-        )
+        if cache is None:
+            mixed = self.attention(normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding)
+        else:
+            mixed = _attend_cached(self.attention, normed, batch, cache)
+        hidden = hidden + mixed
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
@@ -151,36 +156,37 @@ class TrisparseModel(TrisparsePreTrainedModel):
         assert hidden is not None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        layers = None
-        if past_key_values is not None:
-            layers = cache_layers(past_key_values, len(self.layers))
-        batch = self._read_batch(attention_mask, position_ids, hidden, layers)
-        if layers is None:
-            output = self._run(hidden, batch, None)
+        if past_key_values is None:
+            batch = self._read_batch(attention_mask, position_ids, hidden)
+            output = self._run(hidden, batch, [None] * len(self.layers))
         else:
+            layers = cache_layers(past_key_values, len(self.layers))
+            batch = self._read_cached_batch(attention_mask, position_ids, hidden, layers)
             output = self._run_cached(hidden, batch, layers)
         return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=past_key_values)
 
-    def _run(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer] | None) -> Tensor:
+    def _run(self, hidden: Tensor, batch: Batch, states: list[BatchCache | None]) -> Tensor:
         """Hidden states [B, T, hidden_size] through all blocks."""
         shape = hidden.shape
         if batch.cu_seqlens is not None:
             hidden = hidden.flatten(0, 1)[None]
-        for block, state in zip(self.layers, self._states(layers), strict=True):
+        for block, state in zip(self.layers, states, strict=True):
             hidden = block(hidden, batch, state)
-        for layer in layers or ():
-            layer.slots += shape[1]
         return self.norm(hidden).view(shape)
 
     def _run_cached(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer]) -> Tensor:
         """`_run` that leaves the cache as it was if it fails, at an interruption for example."""
-        lengths = list(cached_lengths(layers))
+        states = self._states(layers)
+        lengths = cached_lengths(layers)
         try:
             with torch.no_grad():
-                return self._run(hidden, batch, layers)
+                output = self._run(hidden, batch, states)
         except BaseException:
             take_back(layers, lengths)
             raise
+        for layer in layers:
+            layer.slots += hidden.shape[1]
+        return output
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
@@ -196,30 +202,35 @@ class TrisparseModel(TrisparsePreTrainedModel):
         return self.embed_tokens(input_ids)
 
     def _read_batch(
-        self,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        hidden: Tensor,
-        layers: list[TrisparseCacheLayer] | None,
+        self, attention_mask: Tensor | None, position_ids: Tensor | None, hidden: Tensor
     ) -> Batch:
         rows, num_tokens = hidden.shape[:2]
-        padding = read_padding(attention_mask, rows, num_tokens, layers is not None)
-        if layers is not None:
-            lengths = cached_lengths(layers) or [0] * rows
-            if len(lengths) != rows:
-                raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
-            check_past(attention_mask, num_tokens, layers[0].slots, lengths)
-            check_positions(position_ids, padding, lengths)
-            return Batch(padding=padding)
+        padding = read_padding(attention_mask, rows, num_tokens, has_cache=False)
         if padding is not None:
             check_padded_positions(position_ids, padding)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
-    def _states(self, layers: list[TrisparseCacheLayer] | None) -> list[BatchCache | None]:
+    @torch.compiler.disable
+    def _read_cached_batch(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        hidden: Tensor,
+        layers: list[TrisparseCacheLayer],
+    ) -> Batch:
+        rows, num_tokens = hidden.shape[:2]
+        padding = read_padding(attention_mask, rows, num_tokens, has_cache=True)
+        lengths = cached_lengths(layers) or [0] * rows
+        if len(lengths) != rows:
+            raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
+        check_past(attention_mask, num_tokens, layers[0].slots, lengths)
+        check_positions(position_ids, padding, lengths)
+        return Batch(padding=padding)
+
+    @torch.compiler.disable
+    def _states(self, layers: list[TrisparseCacheLayer]) -> list[BatchCache | None]:
         """The decode states of the layers, made at their first use."""
-        if layers is None:
-            return [None] * len(self.layers)
         attentions = [cast(Block, block).attention for block in self.layers]
         # all are looked at before any is filled
         for index, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
