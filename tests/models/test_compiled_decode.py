@@ -24,7 +24,9 @@ def _nothing_compiled_yet() -> Iterator[None]:
 def test_compiled_steps_choose_the_same_tokens_and_compile_once(kind: str, static: bool) -> None:
     """Guards against lengths that become constants of a program: each token would compile another one."""
     model, ids, programs, steps = model_of(kind), ids_of(2, 21), [], 12
-    cache = StaticCache(config=model.config, max_cache_len=64) if static else DynamicCache(config=model.config)
+    cache = (
+        StaticCache(config=model.config, max_cache_len=64) if static else DynamicCache(config=model.config)
+    )
 
     def counted(graph: torch.fx.GraphModule, inputs: list[Any]) -> Any:
         programs.append(graph)

@@ -33,7 +33,7 @@ def tokens_read(config: TrisparseConfig, length: int) -> int:
 
 
 def footprint(config: TrisparseConfig, length: int, dtype: torch.dtype) -> Footprint:
-    """What decoding the last of `length` tokens reads from a cache of `dtype`: from the sizes, not measured."""
+    """What decoding the last of `length` tokens reads from a cache of `dtype`, by the sizes, unmeasured."""
     assert config.head_dim is not None
     channels = config.head_dim + (config.value_head_dim or config.head_dim)
     token = config.num_key_value_heads * channels * dtype.itemsize
