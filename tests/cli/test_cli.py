@@ -4,47 +4,14 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from trisparse.cli.main import run
+from .conftest import Call
 
-VERBS = ["demo", "train", "generate", "eval", "bench", "bench attention", "plot", "build", "env"]
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
-    """Runs `trisparse WORDS` in this process -> exit code, stdout, stderr."""
-
-    def caller(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trisparse", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return caller
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny untrained model with its tokenizer."""
-    from trisparse.data.tokenizer import byte_tokenizer
-    from trisparse.models import TrisparseForCausalLM
-    from trisparse.models.presets import model_config
-
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = model_config("tiny", hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-    TrisparseForCausalLM(config).save_pretrained(folder)
-    byte_tokenizer().save_pretrained(folder)
-    return folder
+VERBS = ["demo", "train", "generate", "chat", "eval", "bench", "bench attention", "plot", "build", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -81,6 +48,9 @@ def test_help_needs_no_torch_and_is_quick(verb: str) -> None:
         (("train", "output=x", "model.hiden_size=3"), "hidden_size"),
         (("train", "missing.yaml"), "missing.yaml"),
         (("generate", "no/such/folder"), "config.json"),
+        (("generate", "no/such/folder", "--prompt-file", "missing.txt"), "missing.txt"),
+        (("generate", "no/such/folder", "--prompt", "a", "--prompt-file", "b"), "prompt-file"),
+        (("chat", "no/such/folder"), "config.json"),
         (("eval", "no/such/folder", "--task", "chess"), "task"),
         (("bench", "attention", "--lengths", "12,many"), "lengths"),
         (("bench", "attention", "--dtype", "float8"), "dtype"),

@@ -1,45 +1,17 @@
 """`generate`: whatever it does with the cache, the text is the one without a cache."""
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import DynamicCache, pipeline
 
 from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from trisparse.models import TrisparseForCausalLM
 
+from .generated import KINDS, generated, greedy_without_cache, model_of
 from .tiny import ids_of, tiny_model
-
-KINDS: dict[str, dict[str, Any]] = {
-    "nsa": {},
-    "shared": {"shared_kv": True, "compressed_rope": "none"},
-    "mixed": {"attention": ["full", "nsa"]},
-    "gated_full": {"attention": "gated_full"},
-}
-
-
-def model_of(kind: str = "nsa") -> TrisparseForCausalLM:
-    """In fp64, where rounding cannot turn a choice of token; an untied head repeats itself less."""
-    return tiny_model(tie_word_embeddings=False, **KINDS[kind]).double()
-
-
-def generated(model: TrisparseForCausalLM, ids: Tensor, **settings: Any) -> Tensor:
-    """The new tokens alone."""
-    settings = {"max_new_tokens": 14, "do_sample": False} | settings
-    settings.setdefault("attention_mask", torch.ones_like(ids))
-    return model.generate(ids, **settings)[:, ids.shape[1] :]
-
-
-def greedy_without_cache(model: TrisparseForCausalLM, ids: Tensor, steps: int = 14) -> Tensor:
-    """Each step computes the whole text again."""
-    start = ids.shape[1]
-    with torch.no_grad():
-        for _ in range(steps):
-            scores = model(ids, use_cache=False).logits[:, -1]
-            ids = torch.cat([ids, scores.argmax(dim=-1, keepdim=True)], dim=1)
-    return ids[:, start:]
 
 
 @pytest.mark.parametrize("prompt", [1, 3, 8, 21])
@@ -166,6 +138,45 @@ def test_positions_that_do_not_follow_the_cache_are_refused(positions: list[list
         assert cache.get_seq_length() == 9
         model(ids_of(1, 2), past_key_values=cache, position_ids=torch.tensor([[9, 10]]))
     assert cache.get_seq_length() == 11
+
+
+def test_a_copy_of_a_prefix_cache_goes_on_by_itself() -> None:
+    """Guards prompts that share a beginning: prefilled once, copied, and continued in two ways."""
+    model, prefix = model_of("mixed"), ids_of(1, 23)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(prefix, past_key_values=cache)
+    texts = []
+    for seed in (1, 2):
+        whole = torch.cat([prefix, ids_of(1, 4, seed=seed)], dim=1)
+        texts.append(generated(model, whole, past_key_values=copy.deepcopy(cache)))
+        assert torch.equal(texts[-1], greedy_without_cache(model, whole))
+    assert not torch.equal(*texts)
+    assert cache.get_seq_length() == 23
+    whole = torch.cat([prefix, ids_of(1, 4, seed=3)], dim=1)
+    assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
+
+
+def test_beams_of_left_padded_rows_equal_beams_without_a_cache() -> None:
+    """Guards rows of different length that trade places."""
+    model, ids = model_of(), ids_of(2, 11)
+    mask = torch.ones_like(ids)
+    mask[1, :6] = 0
+    settings = {"num_beams": 3, "attention_mask": mask, "early_stopping": True, "length_penalty": 0.5}
+    with_cache = generated(model, ids * mask, **settings)
+    assert torch.equal(with_cache, generated(model, ids * mask, use_cache=False, **settings))
+    alone = generated(model, ids[1:, 6:], **(settings | {"attention_mask": mask[1:, 6:]}))
+    assert torch.equal(with_cache[1:], alone)
+
+
+def test_text_pipeline_answers_a_batch_as_each_prompt_alone() -> None:
+    """Guards the padding that a pipeline puts before shorter prompts."""
+    model = tiny_model(vocab_size=VOCAB_SIZE, eos_token_id=256, pad_token_id=257).double()
+    ask = pipeline("text-generation", model=model, tokenizer=byte_tokenizer(), device="cpu")
+    settings = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    prompts = ["Once upon", "A", "In the beginning there was"]
+    together = [answer[0]["generated_text"] for answer in ask(prompts, batch_size=3, **settings)]
+    assert together == [ask(prompt, **settings)[0]["generated_text"] for prompt in prompts]
 
 
 def test_text_pipeline_runs() -> None:

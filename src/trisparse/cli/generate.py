@@ -1,6 +1,5 @@
 """`trisparse generate`"""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -11,31 +10,60 @@ from trisparse.cli.output import print_json, say
 
 def generate(
     model: Annotated[Path, typer.Argument(help="Folder of a trained model or of a training run.")],
-    prompt: Annotated[str, typer.Option(help="Text to go on with.")] = "def main(",
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens at most.")] = 200,
+    prompt: Annotated[str | None, typer.Option(help="Text to go on with.  [default: def main(]")] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="UTF-8 file with that text.")] = None,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "--max-new-tokens", min=1, help="New tokens at most.")
+    ] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print text and speed as JSON.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Add speed, memory and backend.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print text and these numbers as JSON.")] = False,
 ) -> None:
     """Continue a prompt token by token through the cache; text streams to stdout."""
     import torch
-    from transformers import TextStreamer
+    from transformers import DynamicCache, TextStreamer
 
+    from trisparse.cli.statistics import lines, statistics
+    from trisparse.cli.stopwatch import Stopwatch
     from trisparse.models.load import load_model
 
+    text = _prompt(prompt, prompt_file)
     language_model, tokenizer = load_model(model)
-    encoded = tokenizer(prompt, return_tensors="pt")
-    if encoded["input_ids"].shape[1] == 0:
+    encoded = tokenizer(text, return_tensors="pt")
+    count = encoded["input_ids"].shape[1]
+    if count == 0:
         raise ValueError("prompt: expected some text, got an empty prompt")
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
-    streamer = None if as_json else TextStreamer(tokenizer)
-    began = time.perf_counter()
-    ids = language_model.generate(**encoded, max_new_tokens=tokens, streamer=streamer, **sampling)[0]
-    seconds = time.perf_counter() - began
-    count = len(ids) - encoded["input_ids"].shape[1]
+    cache = DynamicCache(config=language_model.config)
+    watch = Stopwatch(None if as_json else TextStreamer(tokenizer))
+    ids = language_model.generate(
+        **encoded, max_new_tokens=tokens, streamer=watch, past_key_values=cache, **sampling
+    )[0]
+    numbers = statistics(language_model, cache, count, watch)
     if as_json:
-        text = tokenizer.decode(ids)
-        print_json({"text": text, "new_tokens": count, "tokens_per_second": round(count / seconds, 2)})
+        print_json({"text": tokenizer.decode(ids), **numbers})
+    elif stats:
+        for line in lines(numbers):
+            say(line)
     else:
-        say(f"{count} tokens, {count / seconds:.1f} tokens/s")
+        rate = numbers["decode_tokens_per_second"]
+        say(f"{watch.new_tokens} tokens" + ("" if rate is None else f", {rate:.1f} tokens/s"))
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    """The text to go on with.
+
+    Raises:
+        ValueError: two of them, or a file that is not UTF-8.
+        OSError: a file that cannot be read.
+    """
+    if prompt_file is None:
+        return "def main(" if prompt is None else prompt
+    if prompt is not None:
+        raise ValueError("prompt: expected either --prompt or --prompt-file")
+    try:
+        return prompt_file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"prompt_file: {prompt_file} is not UTF-8 at byte {error.start}") from error

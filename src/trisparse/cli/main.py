@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from trisparse.cli import bench, build, demo, env, evaluate, generate, plot, train
+from trisparse.cli import bench, build, chat, demo, env, evaluate, generate, plot, train
 from trisparse.train.interrupt import TrainingInterrupted
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(bench.app, name="bench")
 app.command("plot")(plot.plot)

@@ -19,19 +19,22 @@ class Batch:
     cu_seqlens: Tensor | None = None
 
 
-def read_padding(attention_mask: Tensor | None, num_tokens: int, has_cache: bool) -> list[int] | None:
+def read_padding(
+    attention_mask: Tensor | None, batch: int, num_tokens: int, has_cache: bool
+) -> list[int] | None:
     """Left-padding tokens among the last `num_tokens` of each row of a mask [B, past + T].
 
     Right padding without a cache means nothing to a causal model and counts as none.
 
     Raises:
-        ValueError: a mask that is not 2-D, or neither left- nor right-padded.
+        ValueError: a mask that is not 2-D, of another batch size, or neither left- nor right-padded.
     """
     if attention_mask is None:
         return None
-    if attention_mask.dim() != 2 or attention_mask.shape[1] < num_tokens:
+    wrong = attention_mask.dim() != 2 or len(attention_mask) != batch
+    if wrong or attention_mask.shape[1] < num_tokens:
         raise ValueError(
-            f"attention_mask: expected [B, past + {num_tokens}], got {list(attention_mask.shape)}; "
+            f"attention_mask: expected [{batch}, past + {num_tokens}], got {list(attention_mask.shape)}; "
             "sparse attention takes no dense mask"
         )
     mask = attention_mask[:, attention_mask.shape[1] - num_tokens :].bool()
@@ -45,6 +48,22 @@ def read_padding(attention_mask: Tensor | None, num_tokens: int, has_cache: bool
         raise ValueError(f"attention_mask: expected {wanted}, got a mask that falls from 1 to 0{way_out}")
     counts = torch.where(falls, 0, (~mask).sum(dim=1)).tolist()
     return counts if any(counts) else None
+
+
+def check_past(attention_mask: Tensor | None, num_tokens: int, slots: int, lengths: list[int]) -> None:
+    """A mask [B, slots + T] must say of the past what the cache holds: rows of `lengths` tokens.
+
+    Raises:
+        ValueError: it hides tokens that are in the cache, or shows padding.
+    """
+    if attention_mask is None or attention_mask.shape[1] != slots + num_tokens:
+        return
+    shown = attention_mask[:, :slots].bool().sum(dim=1).tolist()
+    if shown != lengths:
+        raise ValueError(
+            f"attention_mask: expected as many ones before the new tokens as the cache holds, {lengths}, "
+            f"got {shown}"
+        )
 
 
 def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> Tensor | None:

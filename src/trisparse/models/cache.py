@@ -1,24 +1,33 @@
-"""How our decode state travels in a cache of transformers: one layer class, filled at its first use."""
+"""How our decode state travels in a cache of transformers: layer classes, filled at their first use."""
 
 from typing import Any
 
 import torch
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import (
+    DYNAMIC_LAYER_TYPE_MAPPING,
+    STATIC_LAYER_TYPE_MAPPING,
+    DynamicCache,
+    DynamicLayer,
+    StaticCache,
+)
 
 from trisparse.models.configuration import LAYER_TYPE
-from trisparse.nn.cache import BatchCache
+from trisparse.nn.cache import BatchCache, SparseCache
 
 _FILLED_ELSEWHERE = "TrisparseCacheLayer: filled by the layer's attention, not by key and value states"
+_NO_OFFLOADING = "past_key_values: offloading is not supported by this cache"
 
 
 class TrisparseCacheLayer(DynamicLayer):
     """Holds a layer's BatchCache and counts slots as transformers does, left padding included."""
 
-    _layer_type = LAYER_TYPE
     is_croppable = True
+    # early initialisation knows only dense keys and values
+    supports_early_init = False
 
-    def __init__(self, **_: Any) -> None:
+    def __init__(self, capacity: int | None = None) -> None:
         super().__init__()
+        self.capacity = capacity
         self.state: BatchCache | None = None
         self.slots = 0
 
@@ -30,6 +39,9 @@ class TrisparseCacheLayer(DynamicLayer):
 
     def get_seq_length(self) -> int:
         return self.slots
+
+    def get_max_length(self) -> int:
+        return -1 if self.capacity is None else self.capacity
 
     def reset(self) -> None:
         self.state, self.slots = None, 0
@@ -58,10 +70,22 @@ class TrisparseCacheLayer(DynamicLayer):
         self._reorder(chosen.tolist())
 
     def offload(self) -> None:
-        raise NotImplementedError("past_key_values: offloading is not supported by this cache")
+        raise NotImplementedError(_NO_OFFLOADING)
 
     def prefetch(self) -> None:
-        raise NotImplementedError("past_key_values: offloading is not supported by this cache")
+        raise NotImplementedError(_NO_OFFLOADING)
+
+
+class TrisparseStaticLayer(TrisparseCacheLayer):
+    """The same in a StaticCache: room for `max_cache_len` tokens a row at once, and an error beyond."""
+
+    def __init__(self, max_cache_len: int) -> None:
+        super().__init__(capacity=max_cache_len)
+
+
+# by hand: an attribute that registers a class would be inherited, and the second class replace the first
+DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseCacheLayer
+STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseStaticLayer
 
 
 def cache_layers(past_key_values: Any, num_layers: int) -> list[TrisparseCacheLayer]:
@@ -69,14 +93,17 @@ def cache_layers(past_key_values: Any, num_layers: int) -> list[TrisparseCacheLa
 
     Raises:
         TypeError: another cache, for example a DynamicCache made without the model's config.
+        NotImplementedError: a cache that is to be offloaded.
     """
     layers = getattr(past_key_values, "layers", None)
-    fits = isinstance(past_key_values, DynamicCache) and layers is not None and len(layers) == num_layers
+    fits = isinstance(past_key_values, DynamicCache | StaticCache) and len(layers or ()) == num_layers
     if not fits or not all(isinstance(layer, TrisparseCacheLayer) for layer in layers or ()):
         raise TypeError(
             f"past_key_values: expected DynamicCache(config=model.config) with {num_layers} layers, "
             f"got {type(past_key_values).__name__}"
         )
+    if past_key_values.offloading:
+        raise NotImplementedError(_NO_OFFLOADING)
     return list(layers or ())
 
 
@@ -89,6 +116,42 @@ def cached_lengths(layers: list[TrisparseCacheLayer]) -> list[int]:
     lengths = [[] if layer.state is None else layer.state.lengths for layer in layers]
     if any(other != lengths[0] for other in lengths):
         raise ValueError(
-            "past_key_values: expected layers of equal lengths; a crop failed halfway: start a new cache"
+            "past_key_values: expected layers of equal lengths; a crop or a forward failed halfway: "
+            "start a new cache"
         )
-    return lengths[0]
+    return list(lengths[0])
+
+
+def check_state(layer: TrisparseCacheLayer, wanted: BatchCache, index: int) -> None:
+    """A layer's state, if it has one, must be of the kind of `wanted`, a new one of layer `index`.
+
+    Raises:
+        ValueError: it was made for another attention or other block sizes.
+    """
+    if layer.state is None:
+        return
+    got, expected = _kind(layer.state), _kind(wanted)
+    if got != expected:
+        raise ValueError(
+            f"past_key_values: expected the cache of this model, in layer {index} {expected}, got {got}"
+        )
+
+
+def _kind(state: BatchCache) -> tuple[Any, ...]:
+    sizes = (state.config, state.shared) if isinstance(state, SparseCache) else ()
+    return (type(state).__name__, *sizes)
+
+
+def take_back(layers: list[TrisparseCacheLayer], lengths: list[int]) -> None:
+    """After a forward that failed: all layers hold `lengths` tokens again, or are told apart as broken."""
+    for layer in layers:
+        if layer.state is None:
+            continue
+        try:
+            if lengths:
+                layer.state.crop(lengths)
+                continue
+        except ValueError:
+            # more tokens came than a ring can take back: `cached_lengths` will refuse this cache
+            pass
+        layer.state.reset()

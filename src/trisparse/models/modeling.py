@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
@@ -12,11 +12,18 @@ from trisparse.baselines.full_attention import FullAttention
 from trisparse.models.batch import (
     Batch,
     check_padded_positions,
+    check_past,
     check_positions,
     read_documents,
     read_padding,
 )
-from trisparse.models.cache import TrisparseCacheLayer, cache_layers, cached_lengths
+from trisparse.models.cache import (
+    TrisparseCacheLayer,
+    cache_layers,
+    cached_lengths,
+    check_state,
+    take_back,
+)
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import BatchCache
@@ -61,6 +68,12 @@ class SwiGLU(nn.Module):
         return self.down_proj(nn.functional.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
 
 
+# lengths are counted on the host: compiled, every new token would be another program
+@torch.compiler.disable
+def _attend_cached(attention: nn.Module, hidden: Tensor, batch: Batch, cache: BatchCache) -> Tensor:
+    return attention(hidden, cache=cache, padding=batch.padding)
+
+
 class Block(GradientCheckpointingLayer):
     """Attention and SwiGLU, each behind an RMS norm and around a residual stream."""
 
@@ -73,12 +86,11 @@ class Block(GradientCheckpointingLayer):
 
     def forward(self, hidden: Tensor, batch: Batch, cache: BatchCache | None = None) -> Tensor:
         normed = self.attention_norm(hidden)
-        hidden = hidden + self.attention(
-            normed,
-            cache=cache,
-            cu_seqlens=batch.cu_seqlens,
-            padding=batch.padding,
-        )
+        if cache is None:
+            mixed = self.attention(normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding)
+        else:
+            mixed = _attend_cached(self.attention, normed, batch, cache)
+        hidden = hidden + mixed
         return hidden + self.mlp(self.mlp_norm(hidden))
 
 
@@ -119,7 +131,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: DynamicCache | StaticCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **_: Any,
@@ -130,7 +142,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
             attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or
                 right-padded where there is no cache.
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
-            past_key_values: `DynamicCache(config=model.config)`; extended in place.
+            past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
+                max_cache_len=n)`; extended in place. A call that fails leaves it as it was.
             use_cache: make a cache where none is given. A forward with a cache is inference: its results
                 have no gradient, because none could reach the keys and values through the cache.
 
@@ -143,24 +156,37 @@ class TrisparseModel(TrisparsePreTrainedModel):
         assert hidden is not None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        layers = None
-        if past_key_values is not None:
+        if past_key_values is None:
+            batch = self._read_batch(attention_mask, position_ids, hidden)
+            output = self._run(hidden, batch, [None] * len(self.layers))
+        else:
             layers = cache_layers(past_key_values, len(self.layers))
-        batch = self._read_batch(attention_mask, position_ids, hidden, layers)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and layers is None):
-            output = self._run(hidden, batch, layers)
+            batch = self._read_cached_batch(attention_mask, position_ids, hidden, layers)
+            output = self._run_cached(hidden, batch, layers)
         return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=past_key_values)
 
-    def _run(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer] | None) -> Tensor:
+    def _run(self, hidden: Tensor, batch: Batch, states: list[BatchCache | None]) -> Tensor:
         """Hidden states [B, T, hidden_size] through all blocks."""
         shape = hidden.shape
         if batch.cu_seqlens is not None:
             hidden = hidden.flatten(0, 1)[None]
-        for index, block in enumerate(self.layers):
-            hidden = block(hidden, batch, self._state(layers, index))
-        for layer in layers or ():
-            layer.slots += shape[1]
+        for block, state in zip(self.layers, states, strict=True):
+            hidden = block(hidden, batch, state)
         return self.norm(hidden).view(shape)
+
+    def _run_cached(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer]) -> Tensor:
+        """`_run` that leaves the cache as it was if it fails, at an interruption for example."""
+        states = self._states(layers)
+        lengths = cached_lengths(layers)
+        try:
+            with torch.no_grad():
+                output = self._run(hidden, batch, states)
+        except BaseException:
+            take_back(layers, lengths)
+            raise
+        for layer in layers:
+            layer.slots += hidden.shape[1]
+        return output
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
@@ -176,30 +202,43 @@ class TrisparseModel(TrisparsePreTrainedModel):
         return self.embed_tokens(input_ids)
 
     def _read_batch(
-        self,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        hidden: Tensor,
-        layers: list[TrisparseCacheLayer] | None,
+        self, attention_mask: Tensor | None, position_ids: Tensor | None, hidden: Tensor
     ) -> Batch:
         rows, num_tokens = hidden.shape[:2]
-        padding = read_padding(attention_mask, num_tokens, layers is not None)
-        if layers is not None:
-            check_positions(position_ids, padding, cached_lengths(layers) or [0] * rows)
-            return Batch(padding=padding)
+        padding = read_padding(attention_mask, rows, num_tokens, has_cache=False)
         if padding is not None:
             check_padded_positions(position_ids, padding)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
-    def _state(self, layers: list[TrisparseCacheLayer] | None, index: int) -> BatchCache | None:
-        """The decode state of layer `index`, made at its first use."""
-        if layers is None:
-            return None
-        if layers[index].state is None:
-            block = cast(Block, self.layers[index])
-            layers[index].state = block.attention.new_cache()
-        return layers[index].state
+    @torch.compiler.disable
+    def _read_cached_batch(
+        self,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        hidden: Tensor,
+        layers: list[TrisparseCacheLayer],
+    ) -> Batch:
+        rows, num_tokens = hidden.shape[:2]
+        padding = read_padding(attention_mask, rows, num_tokens, has_cache=True)
+        lengths = cached_lengths(layers) or [0] * rows
+        if len(lengths) != rows:
+            raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
+        check_past(attention_mask, num_tokens, layers[0].slots, lengths)
+        check_positions(position_ids, padding, lengths)
+        return Batch(padding=padding)
+
+    @torch.compiler.disable
+    def _states(self, layers: list[TrisparseCacheLayer]) -> list[BatchCache | None]:
+        """The decode states of the layers, made at their first use."""
+        attentions = [cast(Block, block).attention for block in self.layers]
+        # all are looked at before any is filled
+        for index, (layer, attention) in enumerate(zip(layers, attentions, strict=True)):
+            check_state(layer, attention.new_cache(), index)
+        for layer, attention in zip(layers, attentions, strict=True):
+            if layer.state is None:
+                layer.state = attention.new_cache(layer.capacity)
+        return [layer.state for layer in layers]
 
 
 class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
@@ -218,7 +257,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | None = None,
+        past_key_values: DynamicCache | StaticCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,

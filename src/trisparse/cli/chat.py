@@ -1,0 +1,76 @@
+"""`trisparse chat`"""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from trisparse.cli.output import say
+
+_HELP = (
+    "/reset forgets everything, /stats shows the last answer's numbers, /exit ends; Ctrl-C stops an answer"
+)
+
+
+def chat(
+    model: Annotated[Path, typer.Argument(help="Folder of a trained model or of a training run.")],
+    tokens: Annotated[
+        int, typer.Option("--tokens", "--max-new-tokens", min=1, help="New tokens at most in an answer.")
+    ] = 200,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Talk with a model, a line a turn; the cache keeps the conversation, so that only new text is read.
+
+    /reset forgets it, /stats shows the last answer's numbers, /exit or Ctrl-D ends, Ctrl-C stops an answer.
+    """
+    import torch
+
+    from trisparse.models.conversation import Conversation
+    from trisparse.models.load import load_model
+
+    conversation = Conversation(*load_model(model))
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": temperature > 0}
+    if temperature > 0:
+        settings["temperature"] = temperature
+    numbers = ["no answer yet"]
+    while (line := _next_line()) is not None:
+        if line == "/exit":
+            return
+        if line == "/stats":
+            say("\n".join(numbers))
+        elif line == "/reset":
+            conversation.reset()
+            numbers = ["no answer yet"]
+        elif line.startswith("/"):
+            say(_HELP)
+        elif line:
+            numbers = _answer(conversation, line, settings)
+
+
+def _next_line() -> str | None:
+    """What the user types next, None at the end of the input."""
+    if sys.stdin.isatty():
+        sys.stderr.write("> ")
+        sys.stderr.flush()
+    line = sys.stdin.readline()
+    return line.rstrip("\r\n") if line else None
+
+
+def _answer(conversation: Any, line: str, settings: dict[str, Any]) -> list[str]:
+    """Streams the answer to `line` -> its numbers."""
+    from transformers import TextStreamer
+
+    from trisparse.cli.statistics import lines, statistics
+    from trisparse.cli.stopwatch import Stopwatch
+
+    text = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    watch = Stopwatch(text)
+    try:
+        conversation.ask(line, watch, **settings)
+    except KeyboardInterrupt:
+        text.end()
+        say("stopped")
+    return lines(statistics(conversation.model, conversation.cache, conversation.prefilled, watch))

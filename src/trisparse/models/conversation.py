@@ -1,0 +1,136 @@
+"""A conversation whose cache lives as long as it does: each turn computes its new tokens alone."""
+
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from trisparse.models.cache import cache_layers, cached_lengths
+
+
+class _Heard:
+    """A streamer that keeps the new ids, so that an interrupted answer is known, and hands them on."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.ids: list[int] | None = None
+
+    def put(self, ids: torch.Tensor) -> None:
+        # the first call brings the prompt
+        self.ids = [] if self.ids is None else self.ids + ids.flatten().tolist()
+        if self.inner is not None:
+            self.inner.put(ids)
+
+    def end(self) -> None:
+        if self.inner is not None:
+            self.inner.end()
+
+
+class Conversation:
+    """Turns of a user and of a model, with one cache.
+
+    With a chat template the turns are messages. Without one the text simply goes on: a turn is a line, and
+    the model continues everything so far.
+
+    Args:
+        model: a TrisparseForCausalLM.
+        tokenizer: its tokenizer.
+
+    Attributes:
+        ids: everything said, as the model reads it.
+        cache: the decode state of all of `ids` but the newest.
+        prefilled: tokens of the last turn that the cache did not hold yet.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.ids: list[int] = []
+        self.prefilled = 0
+        self.cache = DynamicCache(config=self.model.config)
+        self._messages: list[dict[str, str]] = []
+
+    def ask(self, text: str, streamer: Any = None, **settings: Any) -> str:
+        """The model's answer to `text`; `settings` are those of `generate`.
+
+        If it is interrupted, what was said until then stays in the conversation.
+
+        Raises:
+            ValueError: no text.
+        """
+        prompt = self._prompt(text)
+        if not prompt:
+            raise ValueError("text: expected some text, got none")
+        self._reuse(prompt)
+        heard = _Heard(streamer)
+        ids = torch.tensor([prompt], device=self.model.device)
+        try:
+            self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                past_key_values=self.cache,
+                streamer=heard,
+                **settings,
+            )
+        finally:
+            answer = self._remember(prompt, heard.ids or [])
+        return answer
+
+    def _prompt(self, text: str) -> list[int]:
+        """Everything said and `text`, ready to be answered."""
+        if not self.tokenizer.chat_template:
+            return self.ids + self.tokenizer(f"{text}\n")["input_ids"]
+        self._messages.append({"role": "user", "content": text})
+        rendered = self.tokenizer.apply_chat_template(
+            self._messages, add_generation_prompt=True, tokenize=False
+        )
+        return self._encode_template(rendered)
+
+    def _encode_template(self, rendered: str) -> list[int]:
+        """A template writes its own special tokens: they are read as such, and none are added."""
+        return self.tokenizer(rendered, add_special_tokens=False, split_special_tokens=False)["input_ids"]
+
+    def _reuse(self, prompt: list[int]) -> None:
+        """Have the cache hold a true beginning of `prompt`, as long as it can be."""
+        held = self._held()
+        shared = 0
+        # at least one token must be read to get an answer
+        for old, new in zip(self.ids[:held], prompt[:-1], strict=False):
+            if old != new:
+                break
+            shared += 1
+        try:
+            self.cache.crop(shared - held)
+        except ValueError:
+            # further back than the rings remember
+            shared = 0
+        if shared == 0:
+            self.cache = DynamicCache(config=self.model.config)
+        self.prefilled = len(prompt) - shared
+
+    def _held(self) -> int:
+        """Tokens in the cache; 0 if an interruption left its layers out of step."""
+        layers = cache_layers(self.cache, self.model.config.num_hidden_layers)
+        try:
+            lengths = cached_lengths(layers)
+        except ValueError:
+            lengths = []
+        slots = {layer.slots for layer in layers}
+        if slots != set(lengths):
+            self.cache = DynamicCache(config=self.model.config)
+            return 0
+        return lengths[0]
+
+    def _remember(self, prompt: list[int], answer: list[int]) -> str:
+        end = self.model.generation_config.eos_token_id
+        ends = end if isinstance(end, list) else [end]
+        if answer and answer[-1] in ends:
+            # read by nobody, and an end inside a conversation means nothing
+            answer = answer[:-1]
+        self.ids = prompt + answer
+        text = self.tokenizer.decode(answer, skip_special_tokens=True)
+        self._messages.append({"role": "assistant", "content": text})
+        return text

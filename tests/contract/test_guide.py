@@ -1,0 +1,26 @@
+"""What the guide says is true: its code runs, block after block."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs" / "guide").glob("*.md"))
+
+
+def test_there_is_a_guide() -> None:
+    """Guards the test below from finding nothing to test."""
+    assert ROOT / "docs" / "guide" / "inference.md" in PAGES
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_block_runs(page: Path) -> None:
+    """Guards against examples that no longer run; the blocks of a page share their names."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert blocks
+    code = "\n".join(blocks)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,123 @@
+"""Conversations: every turn continues all turns before it, and computes only what is new."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
+from trisparse.models import TrisparseForCausalLM
+from trisparse.models.conversation import Conversation
+
+from .generated import greedy_without_cache
+from .tiny import tiny_model
+
+SETTINGS: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False}
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content.strip() }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def model_of(**others: Any) -> TrisparseForCausalLM:
+    settings = {"attention": ["full", "nsa"], "tie_word_embeddings": False, "vocab_size": VOCAB_SIZE}
+    return tiny_model(**(settings | others)).double()
+
+
+def new_conversation(**others: Any) -> Conversation:
+    return Conversation(model_of(**others), byte_tokenizer())
+
+
+class Interrupting:
+    """A streamer that is interrupted at its third new token."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def put(self, _ids: torch.Tensor) -> None:
+        self.calls += 1
+        if self.calls > 3:
+            raise KeyboardInterrupt
+
+    def end(self) -> None:
+        pass
+
+
+def check_turn(conversation: Conversation, text: str) -> None:
+    """The next answer is what the model says to the whole conversation without a cache."""
+    before = list(conversation.ids)
+    conversation.ask(text, **SETTINGS)
+    prompt = before + list(f"{text}\n".encode())
+    expected = greedy_without_cache(conversation.model, torch.tensor([prompt]), 9)[0].tolist()
+    assert conversation.ids == prompt + expected
+    assert conversation.cache.get_seq_length() == len(conversation.ids) - 1
+
+
+def test_turns_continue_one_another() -> None:
+    """Guards the cache across turns, and the count of what is read anew."""
+    conversation = new_conversation()
+    for turn, text in enumerate(["How are you today?", "Why?", "é"]):
+        check_turn(conversation, text)
+        assert conversation.prefilled == len(f"{text}\n".encode()) + (turn > 0)
+
+
+def test_interrupted_answer_stays_and_the_conversation_goes_on() -> None:
+    """Guards Ctrl-C: what was said until then is part of the text, with nothing lost or read twice."""
+    conversation = new_conversation()
+    check_turn(conversation, "How are you today?")
+    before = len(conversation.ids)
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("Why?", Interrupting(), **SETTINGS)
+    assert len(conversation.ids) == before + 5 + 3
+    check_turn(conversation, "Once more")
+    assert conversation.prefilled <= 12
+
+
+@pytest.mark.parametrize("tokens", [5, 400])
+def test_interruption_inside_a_forward_goes_on(tokens: int) -> None:
+    """Guards layers out of step, which cost the cache of a long text but not the conversation."""
+    conversation = new_conversation()
+    check_turn(conversation, "How are you today?")
+
+    def fail(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    hook = conversation.model.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        conversation.ask("a" * tokens, **SETTINGS)
+    hook.remove()
+    check_turn(conversation, "Why?")
+
+
+def test_end_token_ends_the_answer_and_not_the_conversation() -> None:
+    """Guards an end of document in the middle of a text."""
+    conversation = new_conversation()
+    ids = torch.tensor([list(b"Hello\n")])
+    said = greedy_without_cache(conversation.model, ids, 9)[0].tolist()
+    conversation.model.generation_config.eos_token_id = said[4]
+    conversation.ask("Hello", **SETTINGS)
+    assert conversation.ids == list(b"Hello\n") + said[: said.index(said[4])]
+    conversation.model.generation_config.eos_token_id = None
+    check_turn(conversation, "Go on")
+
+
+def test_template_is_used_and_its_common_beginning_reused() -> None:
+    """Guards models that were trained on messages; a template may write an old answer in another way."""
+    conversation = new_conversation()
+    conversation.tokenizer.chat_template = TEMPLATE
+    conversation.ask("How are you today, dear machine?", **SETTINGS)
+    assert bytes(conversation.ids[:6]) == b"[user]"
+    conversation.ask("Why?", **SETTINGS)
+    assert b"[user]Why?\n[assistant]" in bytes(token % 256 for token in conversation.ids)
+    prompt = torch.tensor([conversation.ids[:-9]])
+    assert conversation.ids[-9:] == greedy_without_cache(conversation.model, prompt, 9)[0].tolist()
+    assert conversation.prefilled < 60 < len(conversation.ids)
+
+
+def test_reset_forgets_everything() -> None:
+    """Guards a new conversation from the old one."""
+    conversation = new_conversation()
+    check_turn(conversation, "How are you today?")
+    conversation.reset()
+    assert conversation.ids == []
+    check_turn(conversation, "Why?")

@@ -1,0 +1,178 @@
+"""Calls that a cache refuses: they name what is wrong, and the text goes on as if they had never come."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from trisparse.models import TrisparseForCausalLM
+
+from .generated import model_of
+from .tiny import ids_of, tiny_model
+
+HOLES = torch.ones(2, 22, dtype=torch.long)
+HOLES[0, 19:21] = 0
+PAST = torch.ones(2, 22, dtype=torch.long)
+PAST[1, 7] = 0
+
+
+# what is wrong -> arguments beside four new tokens of two rows, the start of the message
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "hole in the mask": ({"attention_mask": HOLES}, "attention_mask: expected left padding"),
+    "hole in the past": ({"attention_mask": PAST}, "attention_mask: expected as many ones"),
+    "mask of another batch": (
+        {"attention_mask": torch.ones(3, 22)},
+        r"attention_mask: expected \[2, past \+ 4\]",
+    ),
+    "dense mask": ({"attention_mask": torch.ones(2, 1, 4, 22)}, r"attention_mask: expected \[2, past \+ 4\]"),
+    "short mask": ({"attention_mask": torch.ones(2, 3)}, r"attention_mask: expected \[2, past \+ 4\]"),
+    "positions backwards": (
+        {"position_ids": torch.tensor([[18, 17, 16, 15]] * 2)},
+        "position_ids: expected positions from 18",
+    ),
+    "positions from the start": ({"position_ids": torch.arange(4)[None]}, "position_ids: expected positions"),
+    "positions of one row": (
+        {"position_ids": torch.tensor([[18, 19, 20, 21], [17, 18, 19, 20]])},
+        "position_ids: expected positions from 18",
+    ),
+    "another batch": ({"input_ids": ids_of(3, 4)}, "past_key_values: expected a batch of 2 rows, got 3"),
+    "another batch with positions": (
+        {"input_ids": ids_of(1, 4), "position_ids": torch.arange(18, 22)[None]},
+        "past_key_values: expected a batch of 2 rows, got 1",
+    ),
+    "unknown token": ({"input_ids": torch.full((2, 4), 40)}, "input_ids: expected ids below vocab_size=40"),
+    "nothing": ({"input_ids": None}, "input_ids: expected either input_ids or inputs_embeds"),
+}
+
+
+def filled(model: TrisparseForCausalLM, tokens: int = 18) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids_of(2, 40)[:, :tokens], past_key_values=cache)
+    return cache
+
+
+def check_it_goes_on(model: TrisparseForCausalLM, cache: DynamicCache, tokens: int = 18) -> None:
+    """The cache still holds exactly `tokens` tokens of two rows."""
+    ids = ids_of(2, 40)
+    with torch.no_grad():
+        out = model(ids[:, tokens:], past_key_values=cache).logits
+        expected = model(ids, use_cache=False).logits[:, tokens:]
+    assert cache.get_seq_length() == 40
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("fault", WRONG)
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_refused_call_leaves_the_cache_as_it_was(kind: str, fault: str) -> None:
+    """Guards every argument that comes beside a cache."""
+    model = model_of(kind)
+    cache = filled(model)
+    others, message = WRONG[fault]
+    arguments = {"input_ids": ids_of(2, 4)} | others
+    with torch.no_grad(), pytest.raises(ValueError, match=f"^{message}"):
+        model(**arguments, past_key_values=cache)
+    check_it_goes_on(model, cache)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"nsa_window": 6},
+        {"nsa_num_selected": 4},
+        {"shared_kv": True},
+        {"attention": ["full", "full"]},
+        {"attention": ["nsa", "full"]},
+        {"attention": "nsa"},
+    ],
+    ids=str,
+)
+def test_cache_of_another_configuration_is_refused_and_kept(change: dict[str, Any]) -> None:
+    """Guards against a first layer that takes the tokens before a later layer refuses the cache."""
+    model = model_of("mixed")
+    settings = {"attention": ["full", "nsa"]} | change
+    other = tiny_model(tie_word_embeddings=False, **settings).double()
+    cache = filled(model)
+    with torch.no_grad(), pytest.raises(ValueError, match="^past_key_values: expected the cache"):
+        other(ids_of(2, 4), past_key_values=cache)
+    check_it_goes_on(model, cache)
+
+
+@pytest.mark.parametrize("change", ["dtype", "head_dim", "key_value_heads"])
+def test_cache_of_other_numbers_is_refused_and_kept(change: str) -> None:
+    """Guards the dtype and the shape of tokens, which only the layers know."""
+    model = model_of("mixed")
+    shapes = {"head_dim": {"head_dim": 8}, "key_value_heads": {"num_key_value_heads": 4}, "dtype": {}}
+    other = tiny_model(attention=["full", "nsa"], tie_word_embeddings=False, **shapes[change]).double()
+    if change == "dtype":
+        other = other.float()
+    cache = filled(model)
+    with torch.no_grad(), pytest.raises(ValueError, match="^cache: expected key tokens"):
+        other(ids_of(2, 4), past_key_values=cache)
+    check_it_goes_on(model, cache)
+
+
+@pytest.mark.parametrize("remove", [19, 1000])
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_crop_beyond_the_length_is_refused(kind: str, remove: int) -> None:
+    """Guards against rows of negative length."""
+    model = model_of(kind)
+    cache = filled(model)
+    with pytest.raises(ValueError, match=r"^length: expected 0 \.\. 18"):
+        cache.crop(-remove)
+    with pytest.raises(ValueError, match="^tokens_to_remove: expected 0 or a negative number"):
+        cache.crop(remove)
+    assert cache.get_seq_length() == 18
+    check_it_goes_on(model, cache)
+
+
+def failing_after(model: TrisparseForCausalLM, error: BaseException) -> Callable[[], None]:
+    """Makes the last block fail when everything before it is done -> how to end that."""
+
+    def fail(*_: Any) -> None:
+        raise error
+
+    return model.model.layers[-1].mlp.register_forward_pre_hook(fail).remove
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt(), RuntimeError("out of memory")], ids=["stop", "memory"]
+)
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+@pytest.mark.parametrize("tokens", [1, 18])
+def test_interrupted_forward_is_taken_back(kind: str, error: BaseException, tokens: int) -> None:
+    """Guards Ctrl-C in a chat: some layers have taken the new tokens and others have not."""
+    model = model_of(kind)
+    cache = filled(model)
+    remove = failing_after(model, error)
+    with torch.no_grad(), pytest.raises(type(error)):
+        model(ids_of(2, tokens, seed=9), past_key_values=cache)
+    remove()
+    assert cache.get_seq_length() == 18
+    check_it_goes_on(model, cache)
+
+
+def test_interrupted_prefill_leaves_an_empty_cache() -> None:
+    """Guards the first forward, after which there is nothing to go back to."""
+    model = model_of("mixed")
+    cache = DynamicCache(config=model.config)
+    remove = failing_after(model, KeyboardInterrupt())
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(ids_of(2, 200), past_key_values=cache)
+    remove()
+    assert cache.get_seq_length() == 0
+    check_it_goes_on(model, cache, tokens=0)
+
+
+def test_what_cannot_be_taken_back_is_refused_later() -> None:
+    """Guards against wrong text after more tokens than the rings can give back."""
+    model = model_of("mixed")
+    cache = filled(model)
+    remove = failing_after(model, KeyboardInterrupt())
+    with torch.no_grad(), pytest.raises(KeyboardInterrupt):
+        model(ids_of(2, 400), past_key_values=cache)
+    remove()
+    with torch.no_grad(), pytest.raises(ValueError, match="^past_key_values: expected layers of"):
+        model(ids_of(2, 1), past_key_values=cache)
