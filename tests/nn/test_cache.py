@@ -138,6 +138,23 @@ def test_reset_forgets_tokens_and_batch_size() -> None:
     torch.testing.assert_close(out, layer(hidden_of(3, 9)).detach(), rtol=1e-9, atol=1e-11)
 
 
+def test_reset_with_a_capacity_keeps_its_memory() -> None:
+    """Guards against room that moves, and against a sequence of another kind that is refused for it."""
+    layer = make_layer()
+    cache = filled(layer, 2, 15, capacity=30)
+    addresses = {name: buffer.data.data_ptr() for name, buffer in cache.buffers.items()}
+    cache.reset()
+    assert cache.lengths == []
+    with torch.no_grad():
+        out = layer(hidden_of(2, 9, seed=4), cache=cache)
+    torch.testing.assert_close(out, layer(hidden_of(2, 9, seed=4)).detach(), rtol=1e-9, atol=1e-11)
+    assert {name: buffer.data.data_ptr() for name, buffer in cache.buffers.items()} == addresses
+    cache.reset()
+    with torch.no_grad():
+        make_layer().float()(hidden_of(3, 9).float(), cache=cache)
+    assert cache.lengths == [9, 9, 9]
+
+
 @pytest.mark.parametrize("prefill", [0, 250])
 def test_window_and_tail_memory_does_not_grow_with_the_tokens(prefill: int) -> None:
     """Guards against a window that costs as much as the whole sequence."""

@@ -93,6 +93,10 @@ class TokenBuffer:
             data.shape[2:] == tokens.shape[2:] and data.dtype == tokens.dtype and data.device == tokens.device
         )
 
+    def fits(self, tokens: Tensor, batch: int) -> bool:
+        """Whether `batch` rows of such tokens can take the memory that is there."""
+        return self._data is not None and len(self._data) == batch and self.matches(tokens)
+
     def describe(self) -> str:
         """Shape of a token, dtype and device, for error messages."""
         return f"{list(self.data.shape[2:])} {self.data.dtype} on {self.data.device}"

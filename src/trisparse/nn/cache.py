@@ -49,7 +49,11 @@ class BatchCache:
         total = max((a + b for a, b in zip(lengths, counts, strict=True)), default=0)
         if self.capacity is not None and total > self.capacity:
             raise ValueError(f"cache: expected at most capacity={self.capacity} tokens, got {total}")
-        buffers = self.buffers or self.new_buffers()
+        buffers = self.buffers
+        if not self.lengths and not all(
+            name in buffers and buffers[name].fits(x, batch) for name, x in new.items()
+        ):
+            buffers = self.new_buffers()
         for name, tokens in new.items():
             if not buffers[name].matches(tokens):
                 raise ValueError(
@@ -114,8 +118,10 @@ class BatchCache:
         self._longest = [self._longest[index] for index in indices]
 
     def reset(self) -> None:
-        """Forget everything, the batch size included."""
-        self.lengths, self._longest, self.buffers = [], [], {}
+        """Forget everything, the batch size included; room for `capacity` tokens stays where it is."""
+        self.lengths, self._longest = [], []
+        if self.capacity is None:
+            self.buffers = {}
 
     def nbytes(self) -> int:
         """Bytes of memory held by all rows, unused room included."""
