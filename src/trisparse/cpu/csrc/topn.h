@@ -14,7 +14,9 @@ class TopBlocks {
 
   // Fills `ids` [num_selected], ascending, -1 where there are too few candidates 0 .. own. NaN ranks below
   // every number; ties go to the lower block (spec 4). Scores are sums of probabilities, never negative.
+  // A row that takes no part has its own block below 0, and no candidates.
   void choose(const float* scores, int64_t own, int32_t* ids) {
+    own = std::max<int64_t>(own, -1);
     chosen_.clear();
     for (int64_t block = 0; block <= own && block < num_initial_; ++block) chosen_.push_back(int32_t(block));
     const int64_t local = std::max(own - num_local_ + 1, int64_t(chosen_.size()));
