@@ -9,8 +9,8 @@
 
 namespace trisparse::TRISPARSE_SET {
 
-// Rows of a sequence (tokens times heads), and tokens, each of which reads its own blocks, up to which this is
-// faster than packing: three times at 8192 tokens and more; of 1024, 16 tokens take longer
+// Rows of a sequence (tokens times heads), and tokens, each of which reads its own blocks, up to which this
+// is faster than packing: three times at 8192 tokens and more; of 1024, 16 tokens take longer
 constexpr int64_t kDecodeRows = 64;
 constexpr int64_t kDecodeTokens = 16;
 
