@@ -8,9 +8,7 @@ tile, so that pooling is an elementwise sum. The blocks of a tile are not neighb
 there are tiles. The next tile then holds the next block in every column, and what a key owes to it by overlap
 is carried over elementwise. Only for the first tile are the keys in front of its blocks met once more.
 
-The best blocks of a row are kept as 64-bit keys, the score above the index, so that no two are equal and the
-lower of two blocks with one score has the greater key. A tile's best key replaces the least one kept until no
-row gains: late tiles change few rows, where sorting every tile would cost the same everywhere.
+The best blocks of a row are kept as 64-bit keys (`ranking.py`).
 """
 
 from collections.abc import Iterator
@@ -33,6 +31,7 @@ from trisparse.triton.launch import (
     stride_arguments,
 )
 from trisparse.triton.primitives import LOG2_E, dot_transposed, load_lse, load_parts, tile_place
+from trisparse.triton.ranking import NO_BLOCK, empty_slots, keep_best, kept_blocks, sortable
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 
@@ -46,11 +45,6 @@ TILES: PinnedTiles = {
     "medium": ((384, Tile(64, 32, 8, 2)), (float("inf"), Tile(32, 32, 8, 2))),
     "small": ((256, Tile(64, 32, 8, 2)), (384, Tile(32, 32, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
 }
-
-# the high half of a key: NaN below every number below a forced block, all above the keys of empty slots
-_NAN_RANK = tl.constexpr(1)
-_FORCED_RANK = tl.constexpr(2**31 - 1)
-_NO_BLOCK = tl.constexpr(2**31 - 1)
 
 
 @triton.jit
@@ -78,32 +72,6 @@ def _head_sum(
         total += tl.exp2(dot_transposed(parts, key_parts) * score_scale - row_lse[:, None])
         query += query_stride_h
     return total
-
-
-@triton.jit
-def _sortable(score, block, own, NUM_INITIAL: tl.constexpr, NUM_LOCAL: tl.constexpr):
-    """int64 keys [ROWS, KEYS]: the greater is chosen first.
-
-    `score` is no less than 0 or NaN, so its bits grow with it. `block` [1, KEYS], `own` [ROWS, 1].
-    """
-    rank = tl.where(score == score, score.to(tl.int32, bitcast=True) + (_NAN_RANK + 1), _NAN_RANK)
-    forced = (block < NUM_INITIAL) | (block > own - NUM_LOCAL)
-    rank = tl.where(forced, _FORCED_RANK, rank)
-    return (rank.to(tl.int64) << 32) | (block ^ _NO_BLOCK).to(tl.int64)
-
-
-@triton.jit
-def _keep_best(kept, keys):
-    """The SLOTS greatest of `kept` [ROWS, SLOTS] and `keys` [ROWS, KEYS] in each row, in no order."""
-    best = tl.max(keys, axis=1)
-    least = tl.min(kept, axis=1)
-    while tl.max((best > least).to(tl.int32), axis=0) > 0:
-        replaced = (kept == least[:, None]) & (best > least)[:, None]
-        kept = tl.where(replaced, best[:, None], kept)
-        keys = tl.where(keys == best[:, None], -1, keys)
-        best = tl.max(keys, axis=1)
-        least = tl.min(kept, axis=1)
-    return kept
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_keys", "num_tiles", "query_start", "first_slot"])
@@ -164,7 +132,7 @@ def topn_kernel(
     num_blocks = last_position // SELECT_BLOCK + 1
     flat_row = (batch * num_rows + row) * groups + group
     slot = tl.arange(0, SLOTS)[None, :]
-    kept = tl.where(slot < NUM_SLOTS, slot.to(tl.int64), 2**63 - 1) + tl.zeros([ROWS, 1], tl.int64)
+    kept = empty_slots(slot, NUM_SLOTS, ROWS)
     # where every candidate has a slot nothing is to be scored
     scored = tl.where(num_blocks > NUM_SELECTED, num_blocks, 0)
     # keys that each row, and that some row sees
@@ -208,22 +176,20 @@ def topn_kernel(
             owed += total * (OVERLAP - weight)
         # in front of the first block there is none that could owe it anything
         owed = tl.where(block[None, :] < 0, 0.0, owed)
-        keys = _sortable(score, block[None, :], own, NUM_INITIAL, NUM_LOCAL)
+        keys = sortable(score, block[None, :], own, NUM_INITIAL, NUM_LOCAL)
         keys = tl.where((block[None, :] <= own) & (step >= 0), keys, -1)
         if BOUNDED:
             ceiling = tl.load(ceilings + flat_row, mask=in_tile, other=0)
             keys = tl.where(keys < ceiling[:, None], keys, -1)
-        kept = _keep_best(kept, keys)
+        kept = keep_best(kept, keys)
     if CONTINUED:
         tl.store(ceilings + flat_row, tl.min(kept, axis=1), mask=in_tile)
-    chosen = tl.where(first_slot + slot <= own, first_slot + slot, _NO_BLOCK)
+    chosen = tl.where(first_slot + slot <= own, first_slot + slot, NO_BLOCK)
     if scored > 0:
-        # a key's low half; keys of empty slots have no high half, padding is above all
-        is_block = (kept >> 32 > 0) & (slot < NUM_SLOTS)
-        chosen = tl.sort(tl.where(is_block, kept.to(tl.int32) ^ _NO_BLOCK, _NO_BLOCK))
+        chosen = kept_blocks(kept, slot, NUM_SLOTS)
     tl.store(
         ids + flat_row[:, None] * NUM_SELECTED + first_slot + slot,
-        tl.where(chosen == _NO_BLOCK, -1, chosen),
+        tl.where(chosen == NO_BLOCK, -1, chosen),
         mask=in_tile[:, None] & (slot < NUM_SLOTS),
     )
 
@@ -322,8 +288,8 @@ def select_blocks(
 
 def _ascending(ids: Tensor) -> Tensor:
     """Each row sorted, -1 last."""
-    ids = ids.masked_fill_(ids < 0, _NO_BLOCK.value).sort(dim=-1).values
-    return ids.masked_fill_(ids == _NO_BLOCK.value, -1)
+    ids = ids.masked_fill_(ids < 0, NO_BLOCK.value).sort(dim=-1).values
+    return ids.masked_fill_(ids == NO_BLOCK.value, -1)
 
 
 def variants() -> Iterator[KernelVariant]:
