@@ -1,11 +1,12 @@
 """Backend "triton": the three branches as GPU kernels, forward and backward.
 
 The functions and their arguments are those of `trisparse.chunked`; `sparse_forward` and `sparse_backward` are
-the whole op with the gated sum fused in.
+the whole op with the gated sum fused in, and `decode_forward` is the whole op against a cache.
 """
 
 from trisparse.triton.compressed_backward import compressed_backward
 from trisparse.triton.compressed_forward import compressed_forward
+from trisparse.triton.decode import decode_forward
 from trisparse.triton.selected_backward import selected_backward
 from trisparse.triton.selected_forward import selected_forward
 from trisparse.triton.sparse import compressed_select_forward, sparse_backward, sparse_forward
@@ -17,6 +18,7 @@ __all__ = [
     "compressed_backward",
     "compressed_forward",
     "compressed_select_forward",
+    "decode_forward",
     "select_blocks",
     "selected_backward",
     "selected_forward",

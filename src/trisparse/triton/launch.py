@@ -136,6 +136,14 @@ def heads_per_tile(heads_per_group: int, rows: int) -> int:
     return min(triton.next_power_of_2(heads_per_group), rows)
 
 
+def fit_rows(tile: Tile, rows: int, tensor: Tensor) -> Tile:
+    """`tile` with `rows` rows of numbers such as `tensor` has, and no more warps than these can divide."""
+    # a tensor core's product of 16 rows does not divide among more; fp32 ones are not made by them
+    on_tensor_cores = tensor.element_size() <= 2
+    num_warps = 2 if rows == LEAST_WIDTH and on_tensor_cores else tile.num_warps
+    return tile._replace(rows=rows, num_warps=num_warps)
+
+
 def rowwise(tensor: Tensor) -> Tensor:
     """The tensor itself if its last dim is contiguous, else a copy."""
     return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] == 1 else tensor.contiguous()

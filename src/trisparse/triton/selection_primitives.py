@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.launch import LEAST_WIDTH, Launch, Place, Tile
+from trisparse.triton.launch import LEAST_WIDTH, Launch, Place, Tile, fit_rows
 from trisparse.triton.primitives import tile_place
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
@@ -103,11 +103,8 @@ def token_tile(query: Tensor, key: Tensor, ids: Tensor, tile: Tile) -> tuple[Tok
         width = triton.next_power_of_2(ids.shape[3])
         tokens = max(1, min(tile.rows // heads, MOST_TOKENS, _MOST_COMPARED // width**2))
     rows = max(LEAST_WIDTH, triton.next_power_of_2(tokens * heads))
-    # a tensor core's product of 16 rows does not divide among more warps; fp32 ones are not made by them
-    on_tensor_cores = query.element_size() <= 2
-    num_warps = 2 if rows == LEAST_WIDTH and on_tensor_cores else tile.num_warps
-    fitted = tile._replace(rows=rows, num_warps=num_warps)
-    return TokenTile(tokens, heads, rows, triton.cdiv(heads_per_group, heads)), fitted
+    chunks = triton.cdiv(heads_per_group, heads)
+    return TokenTile(tokens, heads, rows, chunks), fit_rows(tile, rows, query)
 
 
 @triton.jit
