@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from comparison import DEVICE, NAN, relaid
-
 from decoding import Decoding, make_decoding
 
 from trisparse import SparseConfig
