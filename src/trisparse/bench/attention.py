@@ -2,18 +2,18 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
 
-from trisparse.bench.cases import Case, Tensors, dtype_name
+from trisparse.bench.cases import Case, Tensors
 from trisparse.bench.contender import Contender, contender
-from trisparse.bench.gate import Gate, Verdict
+from trisparse.bench.gate import Gate
+from trisparse.bench.row import finished_row
 from trisparse.bench.table import environment
 from trisparse.bench.timing import time_interleaved
 from trisparse.config import SparseConfig
-from trisparse.report.measurement import BASELINE, COLUMNS, TIMES
+from trisparse.report.measurement import BASELINE, COLUMNS
 from trisparse.report.rows import Rows
 
 DIRECTIONS = ("forward", "backward", "forward+backward")
@@ -120,9 +120,9 @@ class _Bench:
             if verdicts[each.name].passed
         }
         times = time_interleaved(calls, self.samples, self.seconds, device=self.gate.device)
-        shared = {"direction": direction, **_setting(case), **environment(self.gate.device)}
+        shared = {"direction": direction, **case.setting(), **environment(self.gate.device)}
         return [
-            _row(
+            finished_row(
                 {
                     "case": case.name,
                     "backend": each.name,
@@ -131,6 +131,7 @@ class _Bench:
                 },
                 verdicts[each.name],
                 times.get(each.name, []),
+                COLUMNS,
             )
             for each in self.contenders
         ]
@@ -152,29 +153,3 @@ def _prepare(each: Contender, case: Case, direction: str, device: torch.device) 
 def _forward(each: Contender, tensors: Tensors, config: SparseConfig) -> Tensor:
     with torch.no_grad():
         return each.attend(tensors, config)
-
-
-def _setting(case: Case) -> dict[str, str]:
-    return {
-        "tokens": str(case.tokens),
-        "heads": str(case.heads),
-        "groups": str(case.groups),
-        "head_dim": str(case.head_dim),
-        "value_dim": str(case.value_dim),
-        "dtype": dtype_name(case.dtype),
-        "batch": str(case.batch),
-    }
-
-
-def _row(known: dict[str, str], verdict: Verdict, seconds: Sequence[float]) -> dict[str, str]:
-    """One row of the table; no times stand beside a red gate."""
-    spread = (median(seconds), min(seconds), max(seconds)) if verdict.passed else ()
-    times = [f"{1000 * time:.4f}" for time in spread] or [""] * len(TIMES)
-    row = {
-        **known,
-        **dict(zip(TIMES, times, strict=True)),
-        "samples": str(len(seconds)),
-        "gate": "pass" if verdict.passed else "fail",
-        "worst_ratio": f"{verdict.worst_ratio:.3g}",
-    }
-    return {column: row[column] for column in COLUMNS}

@@ -57,6 +57,12 @@ class Case:
         )
         return "-".join(parts)
 
+    def setting(self) -> dict[str, str]:
+        """The sizes as columns of a table."""
+        sizes = ("tokens", "heads", "groups", "head_dim", "value_dim")
+        columns = {name: str(getattr(self, name)) for name in sizes}
+        return {**columns, "dtype": dtype_name(self.dtype), "batch": str(self.batch)}
+
 
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.bfloat16` as `bfloat16`."""
@@ -65,7 +71,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def sparse_inputs(case: Case, device: torch.device, seed: int = 0) -> Tensors:
     """query, key and value of each branch as `sparse_attention` takes them, gates; all [B, T, ...]."""
-    normal = _Normal(case, device, seed)
+    normal = Normal(case, device, seed)
     tensors = [normal.draw(case.tokens, case.heads, case.head_dim) * QUERY_SPREAD]
     for length in (case.config.num_compressed(case.tokens), case.tokens, case.tokens):
         tensors.append(normal.draw(length, case.groups, case.head_dim))
@@ -76,13 +82,13 @@ def sparse_inputs(case: Case, device: torch.device, seed: int = 0) -> Tensors:
 
 def dense_inputs(case: Case, device: torch.device, seed: int = 0) -> Tensors:
     """query [B, H, T, D], key [B, G, T, D], value [B, G, T, E], contiguous: the layout SDPA likes best."""
-    normal = _Normal(case, device, seed)
+    normal = Normal(case, device, seed)
     query = normal.draw(case.heads, case.tokens, case.head_dim) * QUERY_SPREAD
     key = normal.draw(case.groups, case.tokens, case.head_dim)
     return query, key, normal.draw(case.groups, case.tokens, case.value_dim)
 
 
-class _Normal:
+class Normal:
     """Seeded normal tensors, drawn on the CPU so that every device gets the same numbers."""
 
     def __init__(self, case: Case, device: torch.device, seed: int) -> None:

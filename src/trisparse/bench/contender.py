@@ -1,7 +1,7 @@
 """What is timed: a backend of our op, or PyTorch's full attention, and what each ought to return."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from trisparse import api, backends
 from trisparse.bench.cases import Case, Tensors, dense_inputs, sparse_inputs
 from trisparse.bench.chosen import selection_ratio
+from trisparse.bench.expected import dense_rows, first_in_window, sparse_rows
 from trisparse.config import SparseConfig
-from trisparse.reference.attend import attend
-from trisparse.reference.sparse_attention import gated_sum
 from trisparse.report.measurement import BASELINE
 
 
@@ -66,15 +65,17 @@ class Sparse:
 
     def expect(self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig) -> Tensor:
         assert ids is not None
-        query, gates = tensors[0][:, rows], tensors[7][:, rows]
-        # tokens after the last row cannot matter, and a short reference is a cheap one
-        key_slc, value_slc, key_win, value_win = (tensor[:, : rows.stop] for tensor in tensors[3:7])
-        key_cmp, value_cmp = tensors[1:3]
-        place: dict[str, Any] = {"query_start": rows.start, "backend": "reference"}
-        compressed, _ = api.compressed_attention(query, key_cmp, value_cmp, config, **place)
-        selected = api.selected_attention(query, key_slc, value_slc, ids[:, rows], config, **place)
-        window = api.window_attention(query, key_win, value_win, config, **place)
-        return gated_sum(compressed, selected, window, gates)
+        near = slice(first_in_window(rows.start, config), rows.stop)
+        return sparse_rows(
+            tensors[0][:, rows],
+            tensors[7][:, rows],
+            (tensors[1], tensors[2]),
+            (tensors[3][:, : rows.stop], tensors[4][:, : rows.stop]),
+            (tensors[5][:, near], tensors[6][:, near]),
+            ids[:, rows],
+            config,
+            rows.start,
+        )
 
     def selection_ratio(
         self, tensors: Tensors, ids: Tensor | None, rows: slice, config: SparseConfig
@@ -112,10 +113,7 @@ class Dense:
 
     def expect(self, tensors: Tensors, _: Tensor | None, rows: slice, __: SparseConfig) -> Tensor:
         query, key, value = (tensor.transpose(1, 2)[:, : rows.stop] for tensor in tensors)
-        positions = torch.arange(rows.stop, device=query.device)
-        visible = positions <= positions[rows, None]
-        out, _lse = attend(query[:, rows], key, value, visible[None, None], query.shape[3] ** -0.5)
-        return out.to(query.dtype)
+        return dense_rows(query[:, rows], key, value, rows.start)
 
     def selection_ratio(self, _: Tensors, __: Tensor | None, ___: slice, ____: SparseConfig) -> float:
         return 0.0

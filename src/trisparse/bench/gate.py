@@ -46,7 +46,7 @@ class Gate:
         if case.tokens > WHOLE_TOKENS:
             tensors = contender.inputs(case, self.device)
             ratios.append(_judge_rows(contender, tensors, case.config, _sample_rows(case.tokens), gradients))
-        return Verdict(worst_ratio=_worst(ratios))
+        return Verdict(worst_ratio=worst(ratios))
 
     def _judge_short(self, contender: Contender, case: Case, gradients: bool) -> float:
         short = replace(case, tokens=min(case.tokens, WHOLE_TOKENS))
@@ -69,9 +69,9 @@ def _judge_rows(
 ) -> float:
     ids = contender.select(tensors, config)
     chosen = [contender.selection_ratio(tensors, ids, place, config) for place in rows]
-    if not _worst(chosen) <= 1.0:
+    if not worst(chosen) <= 1.0:
         # the reference cannot be asked about ids that break the contract
-        return _worst(chosen)
+        return worst(chosen)
 
     def actual(leaves: Tensors) -> list[Tensor]:
         out = contender.attend(leaves, config)
@@ -83,7 +83,7 @@ def _judge_rows(
     results = _Results.of(actual, tensors, gradients)
     low = _Results.of(expected, tensors, gradients)
     gold = _Results.of(expected, tuple(tensor.double() for tensor in tensors), gradients)
-    return _worst([*chosen, *_compare(results, low, gold)])
+    return worst([*chosen, *_compare(results, low, gold)])
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def row_ratio(actual: Tensor, low: Tensor, gold: Tensor) -> float:
     if actual.shape != gold.shape:
         return math.inf
     rows = zip(actual.unbind(1), low.unbind(1), gold.unbind(1), strict=True)
-    return _worst([error_ratio(*row) for row in rows])
+    return worst([error_ratio(*row) for row in rows])
 
 
 def error_ratio(actual: Tensor, low: Tensor, gold: Tensor, *, gradient: bool = False) -> float:
@@ -156,6 +156,6 @@ def _same_specials(actual: Tensor, rounded: Tensor) -> bool:
     )
 
 
-def _worst(ratios: Sequence[float]) -> float:
+def worst(ratios: Sequence[float]) -> float:
     """The greatest; NaN counts as infinite, because `max` would lose it."""
     return max((math.inf if math.isnan(ratio) else ratio for ratio in ratios), default=0.0)

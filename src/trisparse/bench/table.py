@@ -1,4 +1,4 @@
-"""attention.csv: where its rows were measured, and how new ones are added."""
+"""Tables of times: where their rows were measured, and how new ones are added."""
 
 import csv
 import io
@@ -62,40 +62,40 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def append_rows(path: Path | str, rows: Sequence[dict[str, str]]) -> None:
+def append_rows(path: Path | str, rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> None:
     """Add `rows` to the CSV file at `path`, which is created if it is missing; rows in it stay as they are.
 
     The file is replaced in one step: a crash leaves the old one.
 
     Raises:
-        ValueError: a row's columns are not `measurement.COLUMNS`, the file has another header, or one of its
+        ValueError: a row's columns are not `columns`, the file has another header, or one of its
             rows was cut off.
     """
     path = Path(path)
     for row in rows:
-        if list(row) != COLUMNS:
-            raise ValueError(f"rows: expected columns {', '.join(COLUMNS)}, got {', '.join(row)}")
+        if list(row) != list(columns):
+            raise ValueError(f"rows: expected columns {', '.join(columns)}, got {', '.join(row)}")
     kept = path.read_text(encoding="utf-8") if path.is_file() else ""
     if kept.strip():
-        _require_table(path, kept)
+        _require_table(path, kept, columns)
     else:
-        kept = _as_csv([COLUMNS])
+        kept = _as_csv([columns])
     ending = "" if kept.endswith("\n") else "\n"
     added = _as_csv([list(row.values()) for row in rows])
     write_whole(path, (kept + ending + added).encode())
 
 
-def _require_table(path: Path, text: str) -> None:
+def _require_table(path: Path, text: str, columns: Sequence[str]) -> None:
     header, *lines = [line for line in csv.reader(io.StringIO(text)) if line]
-    if header != COLUMNS:
+    if header != list(columns):
         raise ValueError(
-            f"path: expected the header {', '.join(COLUMNS)} in {path}, got {', '.join(header)}; "
+            f"path: expected the header {', '.join(columns)} in {path}, got {', '.join(header)}; "
             "write to a new file"
         )
     for number, line in enumerate(lines, start=2):
-        if len(line) != len(COLUMNS):
+        if len(line) != len(columns):
             raise ValueError(
-                f"path: expected {len(COLUMNS)} fields in row {number} of {path}, got {len(line)}; "
+                f"path: expected {len(columns)} fields in row {number} of {path}, got {len(line)}; "
                 "a measurement that was cut off leaves such a row: remove it"
             )
 

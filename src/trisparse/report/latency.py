@@ -15,10 +15,9 @@ from trisparse.report.measurement import (
 )
 from trisparse.report.prose import listed, plain
 from trisparse.report.rows import Rows
-from trisparse.report.series import draw_series, mark_failed
+from trisparse.report.series import draw_series, mark_failed, scale_time
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 READING = (
@@ -36,18 +35,10 @@ def draw(rows: Rows) -> "Figure":
         draw_series(panel, some)
         look.context_axis(panel, [case.tokens for case in some])
         look.label_axes(panel, x="Context length (tokens)", title=direction_title(direction))
-    _scale_time(panels[0], cases)
+    scale_time(panels[0], cases, "Time per call (ms)")
     mark_failed(panels, list(directions.values()))
     look.legend(figure, panels)
     return figure
-
-
-def _scale_time(axes: "Axes", cases: Sequence[Measurement]) -> None:
-    times = [case.time for case in cases if case.time]
-    low = min((time.minimum for time in times), default=1)
-    high = max((time.maximum for time in times), default=10)
-    look.plain_log_axis(axes, low / 1.4, high * 1.4)
-    axes.set_ylabel("Time per call (ms)", fontsize=look.BODY, color=look.INK)
 
 
 def tabulate(rows: Rows) -> Rows:

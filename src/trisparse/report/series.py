@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from trisparse.report.look import BAND, FAILED, SMALL
+from trisparse.report.look import BAND, BODY, FAILED, INK, SMALL, plain_log_axis
 from trisparse.report.measurement import Measurement, by_series
 from trisparse.report.palette import BACKENDS, identity
 
@@ -41,6 +41,15 @@ def draw_series(axes: "Axes", cases: Sequence[Measurement]) -> None:
 
 def _values(line: Sequence[Measurement], part: str) -> list[float]:
     return [getattr(case.time, part) if case.time else math.nan for case in line]
+
+
+def scale_time(axes: "Axes", cases: Sequence[Measurement], name: str) -> None:
+    """A logarithmic y axis that has room for all times, called `name`."""
+    times = [case.time for case in cases if case.time]
+    low = min((time.minimum for time in times), default=1)
+    high = max((time.maximum for time in times), default=10)
+    plain_log_axis(axes, low / 1.4, high * 1.4)
+    axes.set_ylabel(name, fontsize=BODY, color=INK)
 
 
 def mark_failed(panels: Sequence["Axes"], groups: Sequence[Sequence[Measurement]]) -> None:
