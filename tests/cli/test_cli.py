@@ -11,7 +11,8 @@ import torch
 
 from .conftest import Call
 
-VERBS = ["demo", "train", "generate", "chat", "eval", "bench", "bench attention", "plot", "build", "env"]
+VERBS = ["demo", "train", "generate", "chat", "eval", "bench", "bench attention", "bench decode"]
+VERBS += ["plot", "build", "env"]
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -56,6 +57,9 @@ def test_help_needs_no_torch_and_is_quick(verb: str) -> None:
         (("bench", "attention", "--dtype", "float8"), "dtype"),
         (("bench", "attention", "--lengths", "64", "--backends", "cuda"), "backend"),
         (("bench", "attention", "--lengths", "64", "--backends", "triton"), "triton"),
+        (("bench", "decode", "--lengths", "64", "--batch", "4,many"), "batch"),
+        (("bench", "decode", "--lengths", "64", "--new-tokens", "65"), "new_tokens"),
+        (("bench", "decode", "--lengths", "64", "--heads", "3", "--groups", "2"), "groups"),
         (("plot", "pie", "a.csv", "a.png"), "figure"),
         (("plot", "loss", "missing.csv", "a.png"), "missing.csv"),
         (("demo", "--steps", "0"), "steps"),
@@ -141,4 +145,20 @@ def test_bench_appends_rows_that_the_figures_take(call: Call, tmp_path: Path) ->
     assert code == 0, err
     assert {row["gate"] for row in json.loads(out)} == {"pass"}
     code, _, err = call("plot", "latency", str(rows), str(tmp_path / "latency.svg"))
+    assert code == 0, err
+
+
+def test_bench_decode_appends_rows_that_the_figure_takes(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a benchmark whose table the report cannot read."""
+    monkeypatch.setattr("trisparse.bench.bandwidth.BYTES", 4096)
+    monkeypatch.setattr("trisparse.bench.rotation.MOST_CACHES", 2)
+    rows = tmp_path / "decode.csv"
+    sizes = ("--lengths", "64", "--heads", "4", "--groups", "2", "--head-dim", "8", "--value-dim", "8")
+    words = ("bench", "decode", *sizes, "--batch", "1,2", "--ragged", "--samples", "2", "--json")
+    code, out, err = call(*words, "--output", str(rows))
+    assert code == 0, err
+    assert {row["gate"] for row in json.loads(out)} == {"pass"}
+    code, _, err = call("plot", "decode", str(rows), str(tmp_path / "decode.svg"))
     assert code == 0, err

@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from trisparse.report import gates, latency, loss, needle, position, selection, speedup
+from trisparse.report import decode, gates, latency, loss, needle, position, selection, speedup
 from trisparse.report.measurement import COLUMNS
 
 from . import rows
@@ -27,6 +27,7 @@ class Case:
 CASES = {
     "latency": Case(latency, rows.attention_rows(), COLUMNS, "median_ms"),
     "speedup": Case(speedup, rows.attention_rows(), COLUMNS, "median_ms"),
+    "decode": Case(decode, rows.decode_rows(), decode.COLUMNS, "median_ms"),
     "loss": Case(loss, rows.loss_rows(), loss.COLUMNS, "bits_per_byte"),
     "position": Case(position, rows.position_rows(), position.COLUMNS, "bits_per_byte"),
     "needle": Case(needle, rows.needle_rows(), needle.COLUMNS, "score"),
@@ -93,7 +94,7 @@ def test_matplotlib_is_imported_late_and_pyplot_never():
     """`import trisparse` must work without matplotlib, and a figure must not touch a user's open figures."""
     program = """
 import sys
-from trisparse.report import gates, latency, loss, needle, page, position, selection, speedup
+from trisparse.report import decode, gates, latency, loss, needle, page, position, selection, speedup
 assert "matplotlib" not in sys.modules
 gates.draw([{"layer": "0", "head": "0", "branch": "window", "mean": "0.5"}])
 assert "matplotlib.figure" in sys.modules

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from trisparse.cli import bench_decode
+from trisparse.cli.arguments import dtype_named, numbers
 from trisparse.cli.output import print_rows, say
 
 app = typer.Typer(help="Measure speed; what misses its correctness check gets no time.", no_args_is_help=True)
@@ -13,6 +15,9 @@ app = typer.Typer(help="Measure speed; what misses its correctness check gets no
 @app.callback()
 def bench() -> None:
     """Measure speed; what misses its correctness check gets no time."""
+
+
+app.command("decode")(bench_decode.decode)
 
 
 @app.command("attention")
@@ -38,20 +43,16 @@ def attention(
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
     """Time attention against PyTorch's full attention, in turns and in one run."""
-    import torch
-
     from trisparse.bench.attention import run
     from trisparse.bench.table import append_rows
 
-    if dtype not in ("float32", "bfloat16", "float16"):
-        raise ValueError(f"dtype: expected float32, bfloat16 or float16, got {dtype!r}")
     rows = run(
-        _numbers(lengths),
+        numbers("lengths", lengths),
         heads=heads,
         groups=groups,
         head_dim=head_dim,
         value_dim=value_dim,
-        dtype=getattr(torch, dtype),
+        dtype=dtype_named(dtype),
         backends=backends.split(","),
         directions=directions.split(","),
         samples=samples,
@@ -65,10 +66,3 @@ def attention(
         append_rows(output, rows)
     shown = ("backend", "direction", "tokens", "median_ms", "minimum_ms", "maximum_ms", "samples", "gate")
     print_rows(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in text.split(",")]
-    except ValueError:
-        raise ValueError(f"lengths: expected whole numbers separated by commas, got {text!r}") from None

@@ -7,7 +7,7 @@ import typer
 
 from trisparse.cli.output import say
 
-FIGURES = ("latency", "speedup", "loss", "position", "needle", "selection", "gates")
+FIGURES = ("latency", "speedup", "decode", "loss", "position", "needle", "selection", "gates")
 
 
 def plot(

@@ -19,6 +19,7 @@ PINK, RED, SKY = "#CC79A7", "#D55E00", "#56B4E9"
 
 BACKENDS = {
     "sdpa": Identity(name="full attention (SDPA)", colour=BLACK, marker="s"),
+    "dense": Identity(name="full attention (our kernels)", colour=RED, marker="X"),
     "cpu": Identity(name="NSA (cpu)", colour=BLUE, marker="o"),
     "triton": Identity(name="NSA (triton)", colour=GREEN, marker="D"),
     "torch": Identity(name="NSA (torch)", colour=ORANGE, marker="^"),
