@@ -1,7 +1,6 @@
 """The structures of csrc/interface.h, filled from tensors."""
 
 import ctypes
-from typing import Any
 
 import torch
 from torch import Tensor
