@@ -1,6 +1,6 @@
 """The sizes of Native Sparse Attention: what the paper calls l, d, l', n and w."""
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 
 def _require(holds: bool, message: str) -> None:
@@ -70,7 +70,7 @@ class SparseConfig:
 
     def as_ints(self) -> list[int]:
         """The fields in declaration order, as `SparseConfig.from_ints` takes them back."""
-        return list(astuple(self))
+        return [getattr(self, name) for name in self.__dataclass_fields__]
 
     @classmethod
     def from_ints(cls, sizes: list[int]) -> "SparseConfig":

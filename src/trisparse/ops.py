@@ -6,6 +6,7 @@ Operators have no autograd formula of their own: `autograd.py` routes the gradie
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -42,20 +43,29 @@ _SCHEMAS = {
 def _run(name: str, *arguments: Any) -> Any:
     """Call function `name` of the backend's room. The last arguments are those of `_PLACE`."""
     *tensors, sizes, scale, cu_seqlens, query_start, backend = arguments
-    return _run_in(backend, name, *tensors, SparseConfig.from_ints(sizes), scale, cu_seqlens, query_start)
+    return _run_in(backend, name, *tensors, _config(tuple(sizes)), scale, cu_seqlens, query_start)
 
 
 def _run_decode(name: str, *arguments: Any) -> Any:
     """The same for the operator that has no `cu_seqlens` and no `query_start`."""
     *tensors, sizes, scale, backend = arguments
-    return _run_in(backend, name, *tensors, SparseConfig.from_ints(sizes), scale)
+    return _run_in(backend, name, *tensors, _config(tuple(sizes)), scale)
+
+
+@cache
+def _config(sizes: tuple[int, ...]) -> SparseConfig:
+    """`SparseConfig.from_ints`, checked once: a decode step takes less time than some checks."""
+    return SparseConfig.from_ints(list(sizes))
 
 
 def _run_in(backend: str, name: str, *arguments: Any) -> Any:
-    function = getattr(backends.room(backend), name)
-    # a caller's autocast region must not reach the arithmetic inside: spec 9 fixes its precision
-    with torch.no_grad(), torch.autocast(arguments[0].device.type, enabled=False):
-        return function(*arguments)
+    function, device = getattr(backends.room(backend), name), arguments[0].device.type
+    with torch.no_grad():
+        if not torch.is_autocast_enabled(device):
+            return function(*arguments)
+        # a caller's autocast region must not reach the arithmetic inside: spec 9 fixes its precision
+        with torch.autocast(device, enabled=False):
+            return function(*arguments)
 
 
 def _attention_shapes(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

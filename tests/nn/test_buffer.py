@@ -82,6 +82,17 @@ def test_rows_of_different_length_do_not_mix(settings: dict[str, int]) -> None:
     assert torch.equal(buffer.read(slice(0, 1), [7], 5), numbered(7, 12, row=1))
 
 
+def test_tokens_of_a_group_lie_one_after_the_other() -> None:
+    """Guards the layout that decoding is fast with, through growth and a choice of rows."""
+    buffer = TokenBuffer()
+    for length in (10, 500):
+        buffer.make_room(torch.zeros(1, 1, 3, 5), 2, length)
+        assert buffer.data.stride()[1:] == (5, 5 * buffer.room, 1)
+    buffer.select([1, 0, 1])
+    assert buffer.data.shape == (3, buffer.room, 3, 5)
+    assert buffer.data.stride()[1:] == (5, 5 * buffer.room, 1)
+
+
 def test_selected_rows_do_not_share_memory() -> None:
     """Guards against two beams that write into each other."""
     buffer = filled([10])

@@ -12,8 +12,16 @@ def _whole_runs(tokens: int) -> int:
     return -(-tokens // _RUN) * _RUN
 
 
+def _new_tokens(like: Tensor, batch: int, room: int) -> Tensor:
+    """Room [batch, room, G, D] for tokens like those in `like`, group by group in memory."""
+    groups, width = like.shape[2:]
+    return like.new_empty(batch, groups, room, width).transpose(1, 2)
+
+
 class TokenBuffer:
     """Tokens [B, room, G, D]: by position, with room that grows, or only the newest ones, in a ring.
+
+    In memory a group's tokens lie one after the other, for a selected block is read by one group.
 
     Args:
         newest: keep at least this many of the newest tokens, position s in slot s % room; None keeps all.
@@ -38,10 +46,10 @@ class TokenBuffer:
     def make_room(self, like: Tensor, batch: int, tokens: int) -> None:
         """Have `batch` rows of room for `tokens` tokens like those in `like` [B, n, G, D]."""
         if self._data is None:
-            self._data = like.new_empty(batch, self._first_room(tokens), *like.shape[2:])
+            self._data = _new_tokens(like, batch, self._first_room(tokens))
         elif self.newest is None and tokens > self.room:
             # a quarter more: what is copied stays in proportion to what is written
-            grown = like.new_empty(batch, _whole_runs(max(tokens, self.room * 5 // 4)), *like.shape[2:])
+            grown = _new_tokens(like, batch, _whole_runs(max(tokens, self.room * 5 // 4)))
             grown[:, : self.room] = self._data
             self._data = grown
 
@@ -80,7 +88,8 @@ class TokenBuffer:
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of what row `rows[i]` was."""
         if self._data is not None:
-            self._data = self._data[torch.tensor(rows, dtype=torch.int64, device=self._data.device)]
+            chosen = torch.tensor(rows, dtype=torch.int64, device=self._data.device)
+            self._data = self._data.transpose(1, 2)[chosen].transpose(1, 2)
 
     def nbytes(self) -> int:
         """Bytes of memory held, unused room included."""

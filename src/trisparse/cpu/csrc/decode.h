@@ -113,7 +113,8 @@ class PieceWorker {
 
   void run(const Piece& piece) {
     for (int64_t group = 0; group < call_.problem.groups; ++group) begin(piece, group);
-    for (int64_t index = 0; index < piece.tiles; ++index) attend_tile(piece, index);
+    const int64_t count = piece.tiles * call_.problem.groups;
+    for (int64_t number = 0; number < count; ++number) attend(piece, number, count);
     if (!pooled(piece)) return;
     for (LanePooling& pooling : pooling_) pooling.end(piece.tiles);
   }
@@ -134,29 +135,49 @@ class PieceWorker {
     if (result.scores) pooling_[size_t(group)].begin(result.scores);
   }
 
-  // groups lie side by side in a token: one after the other they read all of it
-  void attend_tile(const Piece& piece, int64_t index) {
-    const DecodeQuery<Engine>& first = queries_[0];  // all groups see the same keys
-    const int64_t key = piece.first + index * kTileKeys, groups = call_.problem.groups;
-    const KeyTile tile = KeyTile::run(key, first.lowest(), first.end());
-    const KeyTile next = KeyTile::run(key + kTileKeys, first.lowest(), first.end());
-    const bool masked = !first.sees_all(key, key + kTileKeys);
-    for (int64_t group = 0; group < groups; ++group) {
-      const int64_t after = (group + 1) % groups;
-      tiles_.expect(after ? tile : next, call_.source(piece.branch, sequence(piece, after)));
-      attend(piece, index, group, tile, masked);
-    }
+  // One tile of one group
+  struct Unit {
+    int64_t index, group;
+  };
+
+  // In the order in which they lie in memory: the groups of a token side by side, or each group's tokens
+  Unit unit(const Piece& piece, int64_t number) const {
+    const Tensor& key = call_.problem.branches[piece.branch].key;
+    const int64_t groups = call_.problem.groups;
+    if (key.head_stride < key.row_stride) return {number / groups, number % groups};
+    return {number % piece.tiles, number / piece.tiles};
   }
 
-  void attend(const Piece& piece, int64_t index, int64_t group, const KeyTile& tile, bool masked) {
-    const TileSource source = call_.source(piece.branch, sequence(piece, group));
-    const PieceResult result = call_.pieces.result(piece, group);
-    const TileQuery<Engine> query = queries_[size_t(group)].with(result.rows);
-    if (piece.branch == kCompressed) {
-      LanePooling* pooling = result.scores ? &pooling_[size_t(group)] : nullptr;
-      tiles_.template attend<true>(tile, masked, source, query, index, pooling);
+  KeyTile keys(const Piece& piece, const Unit& unit) const {
+    const DecodeQuery<Engine>& query = queries_[0];  // all groups see the same keys
+    return KeyTile::run(piece.first + unit.index * kTileKeys, query.lowest(), query.end());
+  }
+
+  TileSource source(const Piece& piece, const Unit& unit) const {
+    return call_.source(piece.branch, sequence(piece, unit.group));
+  }
+
+  void attend(const Piece& piece, int64_t number, int64_t count) {
+    const Unit now = unit(piece, number);
+    if (number + 1 < count) {
+      const Unit next = unit(piece, number + 1);
+      tiles_.expect(keys(piece, next), source(piece, next));
     } else {
-      tiles_.template attend<!Engine::kRounds>(tile, masked, source, query, index, nullptr);
+      tiles_.expect_nothing();
+    }
+    const int64_t key = piece.first + now.index * kTileKeys;
+    attend(piece, now, keys(piece, now), !queries_[0].sees_all(key, key + kTileKeys));
+  }
+
+  void attend(const Piece& piece, const Unit& unit, const KeyTile& tile, bool masked) {
+    const TileSource from = source(piece, unit);
+    const PieceResult result = call_.pieces.result(piece, unit.group);
+    const TileQuery<Engine> query = queries_[size_t(unit.group)].with(result.rows);
+    if (piece.branch == kCompressed) {
+      LanePooling* pooling = result.scores ? &pooling_[size_t(unit.group)] : nullptr;
+      tiles_.template attend<true>(tile, masked, from, query, unit.index, pooling);
+    } else {
+      tiles_.template attend<!Engine::kRounds>(tile, masked, from, query, unit.index, nullptr);
     }
   }
 

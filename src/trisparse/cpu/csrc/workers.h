@@ -15,9 +15,9 @@ namespace trisparse::TRISPARSE_SET {
 // float)
 constexpr int64_t kWorthThreads = 50'000'000;
 
-// The same in bytes where few rows read many keys (0.7 ms of one core): a thread that must first be woken, or
-// is not running at all, costs more than smaller calls take
-constexpr int64_t kWorthThreadsBytes = 8'000'000;
+// The same in bytes where few rows read many keys (0.3 ms of one core): a thread that must first be woken
+// costs more than smaller calls take
+constexpr int64_t kWorthThreadsBytes = 2'000'000;
 
 inline int64_t threads_if(const ThreadPool& pool, int64_t tasks, bool worth) {
   uint32_t threads = 1;
