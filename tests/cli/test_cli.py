@@ -11,7 +11,17 @@ import torch
 
 from .conftest import Call
 
-VERBS = ["demo", "train", "generate", "chat", "eval", "bench", "bench attention", "bench decode"]
+VERBS = [
+    "demo",
+    "train",
+    "generate",
+    "chat",
+    "eval",
+    "bench",
+    "bench attention",
+    "bench decode",
+    "bench generate",
+]
 VERBS += ["plot", "build", "env"]
 
 

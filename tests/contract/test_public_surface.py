@@ -48,7 +48,18 @@ ALLOWED = {
     "report": {"files"},
     "train": {"data", "files", "models"},
     "eval": {"data", "nn"},
-    "bench": {"api", "backends", "config", "decode", "files", "nn", "reference", "report", "version"},
+    "bench": {
+        "api",
+        "backends",
+        "config",
+        "decode",
+        "files",
+        "models",
+        "nn",
+        "reference",
+        "report",
+        "version",
+    },
     "demo": {"backends", "bench", "config", "data", "eval", "files", "models", "report", "train"},
 }
 FREE = {"cli", "testing", "__main__", ""}

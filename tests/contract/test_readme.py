@@ -54,6 +54,22 @@ def test_every_time_is_that_of_the_table() -> None:
         assert f"{expected_full / expected_sparse:.2f}" == ratio
 
 
+def test_every_decode_step_is_that_of_the_table() -> None:
+    """Guards against numbers that nobody measured."""
+    times = {
+        (row["backend"], row["tokens"]): float(row["median_ms"])
+        for row in rows_of("decode.csv")
+        if row["gate"] == "pass" and row["batch"] == "1" and row["direction"] == "decode"
+    }
+    cell = r"([\d.]+)x? \|"
+    found = re.findall(rf"^\| (\d+) \| {cell} {cell} {cell} {cell} {cell}$", README, re.MULTILINE)
+    assert len(found) == len(times) // 3
+    for tokens, full, dense, sparse, *ratios in found:
+        expected = [times[backend, tokens] for backend in ("sdpa", "dense", "cpu")]
+        assert [f"{time:.2f}" for time in expected] == [full, dense, sparse]
+        assert [f"{time / expected[2]:.2f}" for time in expected[:2]] == ratios
+
+
 def test_every_loss_is_that_of_the_table() -> None:
     """Guards against a comparison of models that nobody trained."""
     final = {row["attention"]: row for row in rows_of("loss.csv") if row["split"] == "heldout"}

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trisparse.cli import bench_decode
+from trisparse.cli import bench_decode, bench_generate
 from trisparse.cli.arguments import dtype_named, numbers
 from trisparse.cli.output import print_rows, say
 
@@ -18,6 +18,7 @@ def bench() -> None:
 
 
 app.command("decode")(bench_decode.decode)
+app.command("generate")(bench_generate.generate)
 
 
 @app.command("attention")

@@ -1,0 +1,153 @@
+"""End to end: how fast a whole model reads a prompt and writes after it, with NSA and with full attention."""
+
+import gc
+from collections.abc import Callable, Sequence
+from statistics import median
+from time import perf_counter
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from trisparse.bench.cases import dtype_name
+from trisparse.bench.table import environment
+from trisparse.models.modeling import Block, TrisparseForCausalLM
+from trisparse.models.presets import model_config
+from trisparse.nn.cache import STEP, BatchCache
+from trisparse.report.rows import Rows
+
+COLUMNS = ["attention", "preset", "parameters", "weights", "tokens", "filled", "dtype", "batch"]
+COLUMNS += ["prefill_tokens_per_second", "decode_ms", "decode_tokens_per_second", "decode_steps"]
+COLUMNS += ["cache_megabytes", "device", "threads", "cpu_flags", "torch", "trisparse", "commit", "date"]
+
+
+def run(
+    lengths: Sequence[int],
+    *,
+    preset: str = "base",
+    attentions: Sequence[str] = ("nsa", "full"),
+    dtype: torch.dtype = torch.bfloat16,
+    prefill_limit: int = 16384,
+    chunk: int = 2048,
+    steps: int = 24,
+    on_row: Callable[[dict[str, str]], None] | None = None,
+) -> Rows:
+    """Measure prefill and decode of one sequence at each length of context, for each kind of attention.
+
+    Weights are random: speed does not depend on what a model has learned. The prompt is read in chunks
+    through the cache, from one length to the next, and its speed counts from the first token. Beyond
+    `prefill_limit` tokens the cache is filled with random keys and values instead, and only decode is
+    measured. A step is a whole forward of the model for one token, the cache's growth included.
+
+    Args:
+        lengths: tokens in the cache before the first decoded one.
+        attentions: kinds of attention as `TrisparseConfig.attention` takes them.
+        chunk: tokens of a prompt that are read at once.
+        steps: decoded tokens of each case, at most 64; decode_ms is their median.
+
+    Returns:
+        Rows with COLUMNS.
+
+    Raises:
+        ValueError: an argument is wrong.
+    """
+    if not 1 <= steps <= STEP:
+        raise ValueError(f"steps: expected 1 .. {STEP}, what a cache takes back, got {steps}")
+    if chunk < 1:
+        raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    if any(length < 1 for length in lengths):
+        raise ValueError(f"lengths: expected at least 1 token, got {list(lengths)}")
+    rows: Rows = []
+    for attention in attentions:
+        session = _Session(preset, attention, dtype, chunk)
+        for length in sorted(set(lengths)):
+            seconds = session.read(length) if length <= prefill_limit else session.fill(length)
+            row = _row(session, length, seconds, session.decode(steps))
+            rows.append(row)
+            if on_row:
+                on_row(row)
+        del session
+        gc.collect()
+    return rows
+
+
+class _Session:
+    """One model and one sequence that grows."""
+
+    def __init__(self, preset: str, attention: str, dtype: torch.dtype, chunk: int) -> None:
+        torch.manual_seed(0)
+        self.preset, self.attention, self.chunk = preset, attention, chunk
+        config = model_config(preset, attention=attention)
+        self.model: Any = TrisparseForCausalLM(config).eval()
+        self.model.to(dtype)
+        self.cache: Any = DynamicCache(config=config)
+        self.seconds = 0.0
+
+    @property
+    def states(self) -> list[BatchCache]:
+        """The decode state of each layer."""
+        return [layer.state for layer in self.cache.layers]
+
+    def _forward(self, count: int) -> None:
+        ids: Tensor = torch.randint(self.model.config.vocab_size, (1, count))
+        self.model(ids, past_key_values=self.cache, logits_to_keep=1)
+
+    @torch.no_grad()
+    def read(self, length: int) -> float:
+        """Read on to `length` tokens; seconds since the first token."""
+        start = perf_counter()
+        while self.cache.get_seq_length() < length:
+            self._forward(min(self.chunk, length - self.cache.get_seq_length()))
+        self.seconds += perf_counter() - start
+        return self.seconds
+
+    @torch.no_grad()
+    def fill(self, length: int) -> None:
+        """Start anew with `length` tokens of random keys and values."""
+        self.cache = DynamicCache(config=self.model.config)
+        for layer, block in zip(self.cache.layers, self.model.model.layers, strict=True):
+            attention = cast(Block, block).attention
+            layer.state = attention.new_cache()
+            key = attention.k_proj.weight.new_empty(1, 0, attention.num_kv_groups, attention.head_dim)
+            value = key.new_empty(1, 0, attention.num_kv_groups, attention.value_dim)
+            names = layer.state.new_buffers()
+            likes = {name: value if name.endswith("value") else key for name in names}
+            layer.state.reserve(likes, [length])
+            for buffer in layer.state.buffers.values():
+                buffer.data.normal_()
+            layer.state.commit(slice(0, 1), length)
+            layer.slots = length
+
+    @torch.no_grad()
+    def decode(self, steps: int) -> list[float]:
+        """Seconds of each of `steps` tokens, which are taken back afterwards."""
+        seconds = []
+        # one more, which is not timed: room that grows, threads that wake
+        for _ in range(steps + 1 if steps < STEP else steps):
+            start = perf_counter()
+            self._forward(1)
+            seconds.append(perf_counter() - start)
+        self.cache.crop(-len(seconds))
+        return seconds[-steps:]
+
+
+def _row(session: _Session, length: int, prefill: float | None, decode: Sequence[float]) -> dict[str, str]:
+    model, step = session.model, median(decode)
+    row = {
+        "attention": session.attention,
+        "preset": session.preset,
+        "parameters": str(model.num_parameters()),
+        "weights": "random",
+        "tokens": str(length),
+        "filled": "random" if prefill is None else "prefill",
+        "dtype": dtype_name(model.dtype),
+        "batch": "1",
+        "prefill_tokens_per_second": "" if prefill is None else f"{length / prefill:.1f}",
+        "decode_ms": f"{1000 * step:.3f}",
+        "decode_tokens_per_second": f"{1 / step:.2f}",
+        "decode_steps": str(len(decode)),
+        "cache_megabytes": f"{sum(state.nbytes() for state in session.states) / 1e6:.2f}",
+        **environment(),
+    }
+    return {column: row[column] for column in COLUMNS}

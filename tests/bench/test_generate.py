@@ -1,0 +1,63 @@
+"""The end-to-end benchmark: rows for every length, read or filled, and nothing left of what was decoded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from trisparse.bench import generate
+from trisparse.bench.table import append_rows
+from trisparse.report.rows import read_rows
+
+
+def test_rows_of_both_attentions_and_both_ways_to_fill(tmp_path: Path):
+    """Guards the columns, the limit, and the order of lengths."""
+    seen: list[dict[str, str]] = []
+    rows = generate.run(
+        [96, 40, 300],
+        preset="tiny",
+        dtype=torch.float32,
+        prefill_limit=100,
+        chunk=33,
+        steps=2,
+        on_row=seen.append,
+    )
+    assert seen == rows
+    assert all(list(row) == generate.COLUMNS for row in rows)
+    assert [(row["attention"], row["tokens"], row["filled"]) for row in rows] == [
+        (attention, *case)
+        for attention in ("nsa", "full")
+        for case in (("40", "prefill"), ("96", "prefill"), ("300", "random"))
+    ]
+    for row in rows:
+        assert float(row["decode_ms"]) > 0
+        assert (row["prefill_tokens_per_second"] == "") == (row["filled"] == "random")
+        assert row["weights"] == "random"
+    append_rows(tmp_path / "generate.csv", rows, generate.COLUMNS)
+    assert read_rows(tmp_path / "generate.csv") == rows
+
+
+@pytest.mark.parametrize("attention", ["nsa", "full"])
+def test_decoded_tokens_are_taken_back(attention: str):
+    """Guards against a context that grows with every case that is measured."""
+    session = generate._Session("tiny", attention, torch.float32, 50)
+    session.read(70)
+    assert len(session.decode(3)) == 3
+    assert [state.lengths for state in session.states] == [[70]] * len(session.states)
+    session.fill(200)
+    session.decode(64)
+    assert [state.lengths for state in session.states] == [[200]] * len(session.states)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 65}, "^steps: expected 1 .. 64"),
+        ({"chunk": 0}, "^chunk: expected at least 1"),
+        ({"lengths": [0]}, "^lengths: expected at least 1 token"),
+        ({"preset": "huge"}, "^preset: expected one of"),
+    ],
+)
+def test_wrong_argument_is_named(wrong: dict, message: str):
+    with pytest.raises(ValueError, match=message):
+        generate.run(**{"lengths": [8], "preset": "tiny", **wrong})
