@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from trisparse import api, backends
 from trisparse.bench.cases import Case, Tensors, dense_inputs, sparse_inputs
@@ -98,6 +98,9 @@ class Dense:
 
     def attend(self, tensors: Tensors, _: SparseConfig) -> Tensor:
         query, key, value = tensors
+        value_dim = value.shape[3]
+        # on the CPU, PyTorch's fused attention wants D = E: with zero channels it is many times as fast
+        value = pad(value, (0, max(0, key.shape[3] - value_dim)))
         grouped = query.shape[1] != key.shape[1]
         # on the CPU, PyTorch's fast backward knows no groups: it falls back to plain matrix products, 4 times
         # as slow as the fast one over repeated heads; the baseline gets the better of the two
@@ -106,7 +109,7 @@ class Dense:
             key, value = (_repeat_heads(tensor, repeats) for tensor in (key, value))
             grouped = False
         out = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
-        return out.transpose(1, 2)
+        return out[..., :value_dim].transpose(1, 2)
 
     def select(self, _: Tensors, __: SparseConfig) -> None:
         return None
