@@ -46,6 +46,14 @@ def test_wrong_size_is_named(sizes, error, message):
     assert str(caught.value) == message
 
 
+def test_tokens_read_are_those_of_the_paper():
+    """Table 4, less the block that the text cuts short; and never more of a kind than there are."""
+    found = [SparseConfig().tokens_read(1024 * kilo) for kilo in (8, 16, 32, 64)]
+    assert [count + 1 for count in found] == [2048, 2560, 3584, 5632]
+    assert SparseConfig().tokens_read(100) == 5 + 100 + 100
+    assert SparseConfig().tokens_read(1) == 2
+
+
 def test_window_that_is_a_tensor_is_refused():
     """Guards against a config that cannot cross an operator schema."""
     with pytest.raises(TypeError, match=r"^window: expected an int, got Tensor"):

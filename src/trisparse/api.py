@@ -64,12 +64,7 @@ def sparse_attention(
     """
     validate.sizes(config)
     validate.query_rows(query)
-    for branch, value in (("cmp", compressed), ("slc", selected), ("win", window)):
-        validate.pair(f"key_{branch}, value_{branch}", value)
-        validate.key_value(f"key_{branch}", value[0], f"value_{branch}", value[1], query)
-    for branch, (key_raw, value_raw) in (("slc", selected), ("win", window)):
-        validate.same_groups(f"key_{branch}", key_raw, compressed[0])
-        validate.same_groups(f"value_{branch}", value_raw, compressed[1])
+    validate.branches(query, compressed, selected, window)
     num_rows, num_tokens = query.shape[1], selected[0].shape[1]
     validate.same_length("key_win", window[0], num_tokens)
     validate.branch_gates(gates, query)

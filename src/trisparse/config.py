@@ -68,6 +68,14 @@ class SparseConfig:
         """Selection blocks of a sequence of `tokens` tokens; the last one may be incomplete."""
         return -(-tokens // self.select_block)
 
+    def tokens_read(self, tokens: int) -> int:
+        """Keys that one query reads after `tokens` tokens, its own included: compressed, selected, window.
+
+        The paper's table 4 counts T / d compressed blocks, one more than end within T tokens at its sizes.
+        """
+        selected = min(tokens, self.num_selected * self.select_block)
+        return self.num_compressed(tokens) + selected + min(tokens, self.window)
+
     def as_ints(self) -> list[int]:
         """The fields in declaration order, as `SparseConfig.from_ints` takes them back."""
         return [getattr(self, name) for name in self.__dataclass_fields__]

@@ -102,6 +102,16 @@ def pair(names: str, value: Any) -> None:
         raise TypeError(f"{names}: expected a pair of tensors, got {type(value).__name__}")
 
 
+def branches(query: Tensor, compressed: Any, selected: Any, window: Any) -> None:
+    """Each branch is a (key, value) pair that fits `query`, and all have the same groups and channels."""
+    for branch, value in (("cmp", compressed), ("slc", selected), ("win", window)):
+        pair(f"key_{branch}, value_{branch}", value)
+        key_value(f"key_{branch}", value[0], f"value_{branch}", value[1], query)
+    for branch, (key_raw, value_raw) in (("slc", selected), ("win", window)):
+        same_groups(f"key_{branch}", key_raw, compressed[0])
+        same_groups(f"value_{branch}", value_raw, compressed[1])
+
+
 def block_ids(ids: Any, query: Tensor, groups: int) -> None:
     """`ids` is [B, T, G, S] of int32 or int64. Its values need no check: each has a meaning (spec 5)."""
     tensor("ids", ids, 4)

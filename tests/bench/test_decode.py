@@ -18,8 +18,7 @@ from trisparse.bench.sdpa_forms import FORMS, RAGGED_FORMS
 from trisparse.bench.step import dense_step, sparse_step
 from trisparse.bench.step_contender import SdpaStep, SparseStep, StepContender, step_contenders
 from trisparse.bench.step_gate import judge_step
-from trisparse.bench.traffic import equivalent_tokens, sparse_bytes
-from trisparse.config import SparseConfig
+from trisparse.bench.traffic import sparse_bytes
 from trisparse.report import decode as figure
 from trisparse.report.measurement import TIMES
 
@@ -179,13 +178,6 @@ def test_number_of_caches_follows_bytes_and_memory():
     assert caches_needed(1, 1) == rotation.MOST_CACHES < MOST_CACHES
     assert caches_needed(COLD_BYTES // 8, MOST_BYTES // 2) == 2
     assert caches_needed(1, 2 * MOST_BYTES) == 1
-
-
-def test_tokens_read_are_those_of_the_paper():
-    """Table 4."""
-    found = [equivalent_tokens(1024 * kilo, SparseConfig()) for kilo in (8, 16, 32, 64)]
-    assert found == [2048, 2560, 3584, 5632]
-    assert equivalent_tokens(100, SparseConfig()) == 6 + 100 + 100
 
 
 def test_blocks_that_two_tokens_share_are_read_once():

@@ -14,7 +14,7 @@ from trisparse.bench.decode_case import DecodeCase
 from trisparse.bench.expected import dense_rows, first_in_window, sparse_rows
 from trisparse.bench.sdpa_forms import FORMS, RAGGED_FORMS, row_by_row
 from trisparse.bench.step import Step, dense_step, sparse_step
-from trisparse.bench.traffic import dense_bytes, equivalent_tokens, sparse_bytes
+from trisparse.bench.traffic import dense_bytes, sparse_bytes
 from trisparse.decode import sparse_decode
 from trisparse.report.decode import DENSE
 from trisparse.report.measurement import BASELINE
@@ -117,7 +117,7 @@ class SparseStep:
         )
 
     def tokens_read(self, tokens: int, case: DecodeCase) -> int:
-        return equivalent_tokens(tokens, case.config)
+        return case.config.tokens_read(tokens)
 
     def bytes_read(self, case: DecodeCase, ids: Tensor | None) -> int:
         assert ids is not None

@@ -3,18 +3,11 @@
 from torch import Tensor
 
 from trisparse.bench.decode_case import DecodeCase
-from trisparse.config import SparseConfig
 
 
 def token_bytes(case: DecodeCase) -> int:
     """Bytes of one token's key and value, all groups together."""
     return case.groups * (case.head_dim + case.value_dim) * case.dtype.itemsize
-
-
-def equivalent_tokens(tokens: int, config: SparseConfig) -> int:
-    """Table 4: s / d + n l' + w, tokens that a query of NSA reads in a context of s; never more of a kind."""
-    selected = min(tokens, config.num_selected * config.select_block)
-    return tokens // config.compress_stride + selected + min(tokens, config.window)
 
 
 def dense_bytes(case: DecodeCase) -> int:

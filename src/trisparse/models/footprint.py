@@ -22,22 +22,12 @@ class Footprint:
     dense_bytes_read: int
 
 
-def tokens_read(config: TrisparseConfig, length: int) -> int:
-    """Keys that one query reads in a sparse layer when its row has `length` tokens, itself included.
-
-    All compressed keys, the selected blocks and the window; the three read independently.
-    """
-    sparse = config.sparse_config()
-    selected = min(length, sparse.num_selected * sparse.select_block)
-    return sparse.num_compressed(length) + selected + min(length, sparse.window)
-
-
 def footprint(config: TrisparseConfig, length: int, dtype: torch.dtype) -> Footprint:
     """What decoding the last of `length` tokens reads from a cache of `dtype`, by the sizes, unmeasured."""
     assert config.head_dim is not None
     channels = config.head_dim + (config.value_head_dim or config.head_dim)
     token = config.num_key_value_heads * channels * dtype.itemsize
-    read = tokens_read(config, length)
+    read = config.sparse_config().tokens_read(length)
     layers = config.attention_of_layers()
     return Footprint(
         tokens_read=read,

@@ -60,14 +60,19 @@ class TokenBuffer:
 
     def write(self, rows: slice | Sequence[int], starts: Sequence[int], tokens: Tensor) -> None:
         """Put `tokens` [R, n, G, D] at positions starts[i] .. starts[i] + n - 1 of the i-th of `rows`."""
+        if not tokens.shape[1]:
+            return
         tokens = tokens.detach()
         if self.newest is not None and tokens.shape[1] > self.room:
             starts = [start + tokens.shape[1] - self.room for start in starts]
             tokens = tokens[:, -self.room :]
-        if isinstance(rows, slice) and self.newest is None and len(set(starts)) == 1:
-            self.data[rows, starts[0] : starts[0] + tokens.shape[1]] = tokens
+        count = tokens.shape[1]
+        slots = {start % self.room for start in starts}
+        first = min(slots, default=0)
+        if isinstance(rows, slice) and len(slots) == 1 and first + count <= self.room:
+            self.data[rows, first : first + count] = tokens
         else:
-            self.data[self._places(rows, starts, tokens.shape[1])] = tokens
+            self.data[self._places(rows, starts, count)] = tokens
 
     def read(self, rows: slice | Sequence[int], starts: Sequence[int], count: int) -> Tensor:
         """A copy [R, count, G, D] of the tokens from `starts[i]` on of the i-th of `rows`.

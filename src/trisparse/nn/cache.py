@@ -76,9 +76,10 @@ class BatchCache:
         No gradient flows through a cache.
         """
         starts = self.lengths[rows]
+        count = next(iter(new.values())).shape[1]
+        known = zip(self._longest[rows], starts, strict=True)
+        self._longest[rows] = [max(longest, start + count) for longest, start in known]
         for name, tokens in new.items():
-            ends = [start + tokens.shape[1] for start in starts]
-            self._longest[rows] = [max(pair) for pair in zip(self._longest[rows], ends, strict=True)]
             self.buffers[name].write(rows, starts, tokens)
 
     def pair(self, rows: slice, prefix: str = "") -> tuple[Tensor, Tensor]:
