@@ -29,12 +29,12 @@ def available_backends() -> dict[str, str | None]:
     return {name: _why_not(name) for name in NAMES}
 
 
-def _why_not(name: str) -> str | None:
-    """None if backend `name` can run here, else the reason."""
+def _why_not(name: str, dtype: torch.dtype = torch.float32) -> str | None:
+    """None if backend `name` can run here with tensors of `dtype`, which it takes; else the reason."""
     if name == "triton":
         return _why_not_triton()
     if name == "cpu":
-        return importlib.import_module("trisparse.cpu.library").unavailable_reason()
+        return importlib.import_module("trisparse.cpu.library").unavailable_reason(dtype)
     return None
 
 
@@ -55,7 +55,7 @@ def _best(device: str, dtype: torch.dtype) -> str:
     """What "auto" means for tensors of `dtype` on `device`, a device type; never an interpreter."""
     for name, (its_device, its_dtypes) in _KERNELS.items():
         if device == its_device and dtype in its_dtypes:
-            reason = _why_not(name)
+            reason = _why_not(name, dtype)
             if reason is None:
                 return _said(name)
             _warn(name, reason)
@@ -96,10 +96,10 @@ def choose(backend: str, device: str = "cpu", dtype: torch.dtype = torch.float32
         return _best(device, dtype)
     if backend not in NAMES:
         raise ValueError(f"backend: expected 'auto' or one of {', '.join(NAMES)}; got {backend!r}")
-    reason = _why_not(backend)
+    its_device, its_dtypes = _KERNELS.get(backend, (device, (dtype,)))
+    reason = _why_not(backend, dtype if dtype in its_dtypes else its_dtypes[0])
     if reason is not None:
         raise NotImplementedError(f"backend: {backend!r} cannot run here: {reason}")
-    its_device, its_dtypes = _KERNELS.get(backend, (device, (dtype,)))
     if backend == "triton" and _interprets():
         its_device = "cpu"
     if device != its_device or dtype not in its_dtypes:

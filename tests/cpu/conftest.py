@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from trisparse.cpu.library import _answer, library
+from trisparse.cpu.library import _part, _whole, library
 from trisparse.cpu.processor import Processor
 
 from .standin import SOURCES, Messages, Script
@@ -20,9 +20,11 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.Monkey
     for name in list(os.environ):
         if name == "CXX" or name.startswith("TRISPARSE_"):
             monkeypatch.delenv(name)
-    _answer.cache_clear()
+    for answer in (_whole, _part):
+        answer.cache_clear()
     yield monkeypatch
-    _answer.cache_clear()
+    for answer in (_whole, _part):
+        answer.cache_clear()
 
 
 @pytest.fixture
@@ -52,7 +54,7 @@ def real_compiler() -> str:
 
 @pytest.fixture
 def plain_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A processor without instruction sets of its own: two files to compile, nothing to ask the compiler."""
+    """A processor with no instruction sets of its own: three files to compile, no questions to ask."""
     monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: Processor("unknown"))
 
 

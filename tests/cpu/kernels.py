@@ -5,10 +5,21 @@ import torch
 
 import trisparse
 from trisparse import SparseConfig
-from trisparse.cpu.library import library, unavailable_reason
+from trisparse.cpu.errors import BuildError
+from trisparse.cpu.library import library
 from trisparse.testing.inputs import Case, Inputs, make_inputs
 
-_REASON = unavailable_reason()
+
+def _why_not() -> str | None:
+    """None if the kernels of all instruction sets are there, else the reason."""
+    try:
+        library()
+    except BuildError as error:
+        return str(error)
+    return None
+
+
+_REASON = _why_not()
 needs_kernels = pytest.mark.skipif(_REASON is not None, reason=f"no native kernels: {_REASON}")
 
 # windows and selections of several tiles, none of them a whole number of tiles

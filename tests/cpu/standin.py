@@ -32,14 +32,17 @@ EXPORT int32_t trisparse_initialize(void* loop, void* count) {
 }
 
 EXPORT const char* trisparse_instruction_sets() {
-  return
+  return ""
 #ifdef TRISPARSE_WITH_AMX
       "amx,"
 #endif
 #ifdef TRISPARSE_WITH_AVX512
       "avx512,"
 #endif
-      "portable";
+#ifdef TRISPARSE_WITH_PORTABLE
+      "portable"
+#endif
+      ;
 }
 
 EXPORT int32_t trisparse_select_instruction_set(const char* name) {
@@ -98,12 +101,23 @@ AMX = """
 int amx_rows() { return 16; }
 """
 
+# every set has its own
+SHARED = """
+#define NAME_(set) passes_of_##set
+#define NAME(set) NAME_(set)
+#include TRISPARSE_ENGINE
+int NAME(TRISPARSE_SET)() { return rows_of_engine; }
+"""
+
 SOURCES = {
+    "engine_amx.h": "#ifndef __AVX512F__\n#error flags\n#endif\nconstexpr int rows_of_engine = 16;\n",
+    "engine_float.h": "constexpr int rows_of_engine = 1;\n",
     "interface.h": INTERFACE,
     "dispatch.cpp": DISPATCH,
     "portable.cpp": PORTABLE,
     "avx512.cpp": AVX512,
     "amx.cpp": AMX,
+    "shared.cpp": SHARED,
 }
 
 # makes the compiler a shell script -> a file that the script may write to

@@ -27,7 +27,7 @@ def test_a_second_call_compiles_nothing(sources: Path, folder: Path, compiler: S
     count = len(calls.read_text().splitlines())
     second = build(sources, folder)
     assert first.fresh and not second.fresh
-    assert count == 3  # two sources and the linker
+    assert count == 4  # three sources and the linker
     assert len(calls.read_text().splitlines()) == count
     assert (second.path, second.instruction_sets, second.seconds) == (
         first.path,

@@ -18,7 +18,7 @@ from trisparse.cpu.library import Library, library, open_cached, open_library, u
 from trisparse.cpu.threads import thread_functions, torch_library
 from trisparse.files import sha256_of
 
-from .standin import Messages, Script, one_line
+from .standin import EVERYTHING, Messages, Script, one_line
 
 pytestmark = pytest.mark.usefixtures("clean_environment", "real_compiler")
 plain = pytest.mark.usefixtures("plain_processor")
@@ -117,7 +117,7 @@ def test_forcing_what_cannot_run_is_an_error_that_names_what_can(
         ("return 2;", "return 1;", "have interface 1, not 2"),
         ("EXPORT int32_t trisparse_select_instruction_set", "int32_t other_name", "incomplete"),
         ("(count);\n  return 0;", "(count);\n  return 1;", "refuse torch's thread pool"),
-        ('"portable";', '"";', "runs none of the instruction sets"),
+        ('"portable"', '""', "runs none of the instruction sets"),
         ("chosen = name[1];\n  return 0;", "return 1;", "'portable' cannot run here"),
     ],
 )
@@ -285,13 +285,13 @@ def test_a_torch_whose_library_is_elsewhere_is_found_by_name(
 
 def test_the_answer_is_remembered(as_product: Path, compiler: Script) -> None:
     """Guards against a failing build, seconds long, in every call."""
-    good = (as_product / "portable.cpp").read_text()
+    good = (as_product / "shared.cpp").read_text()
     calls = compiler('echo "$@" >> $CALLS')
-    (as_product / "portable.cpp").write_text("nonsense;\n")
+    (as_product / "shared.cpp").write_text("nonsense;\n")
     reason = unavailable_reason()
-    assert reason is not None and "failed on portable.cpp" in reason and "\n" not in reason
+    assert reason is not None and "failed on shared.cpp" in reason and "\n" not in reason
     count = calls.read_text()
-    (as_product / "portable.cpp").write_text(good)
+    (as_product / "shared.cpp").write_text(good)
     assert unavailable_reason() == reason
     with pytest.raises(BuildError) as error:
         library()
@@ -309,11 +309,51 @@ def test_available_means_built_and_loaded(folder: Path) -> None:
     assert library().build.path.parent.parent == folder
 
 
+@pytest.mark.usefixtures("as_product")
+def test_a_dtype_gets_its_best_instruction_set_and_no_other_is_built(
+    monkeypatch: pytest.MonkeyPatch, messages: Messages
+) -> None:
+    """Guards against waiting for two instruction sets that nobody is going to use."""
+    monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: EVERYTHING)
+    assert library(torch.bfloat16).instruction_sets == ("amx",)
+    assert library(torch.float32).instruction_sets == ("avx512",)
+    assert library(torch.bfloat16) is library(torch.bfloat16)
+    assert works(library(torch.bfloat16)) and works(library(torch.float32))
+    builds = [text for text in messages() if text.startswith("built in")]
+    assert [text.split(": ")[1] for text in builds] == ["amx", "avx512"]
+
+
+@pytest.mark.usefixtures("as_product")
+@pytest.mark.parametrize("before", ["loaded", "in the cache", "forced"])
+def test_the_library_with_all_sets_serves_every_dtype(
+    sources: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, before: str
+) -> None:
+    """Guards against a second library beside the first, which would not hear of a selected set."""
+    if before == "loaded":
+        library()
+    elif before == "in the cache":
+        build(sources, folder)
+    else:
+        monkeypatch.setenv("TRISPARSE_CPU_INSTRUCTIONS", "portable")
+    assert library(torch.bfloat16) is library(torch.float32) is library()
+
+
+@pytest.mark.usefixtures("as_product")
+def test_a_best_set_that_cannot_be_had_gives_way_to_the_next(
+    compiler: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against losing the backend in bfloat16 to an assembler that is too old for AMX."""
+    monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: EVERYTHING)
+    compiler('case "$*" in *-mamx-tile*) exit 1;; esac')
+    assert library(torch.bfloat16).instruction_sets == ("avx512", "portable")
+    assert unavailable_reason(torch.bfloat16) is None
+
+
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError("unknown")])
 def test_the_reason_never_raises(monkeypatch: pytest.MonkeyPatch, error: OSError) -> None:
     """Guards against `available_backends()` failing over a fault that nobody foresaw."""
 
-    def fail(_sources: Path) -> None:
+    def fail(_sources: Path, **_others: object) -> None:
         raise error
 
     monkeypatch.setattr(library_module, "open_library", fail)
@@ -340,10 +380,11 @@ def test_import_builds_nothing(tmp_path: Path) -> None:
         "import sys, trisparse\n"
         "for name in trisparse.__all__: getattr(trisparse, name)\n"
         "module = sys.modules.get('trisparse.cpu.library')\n"
-        "print(module and module._answer.cache_info())"
+        "answers = [module._whole, module._part] if module else []\n"
+        "print(sum(answer.cache_info().misses for answer in answers))"
     )
     out = run_child(code, TRISPARSE_CACHE=str(tmp_path / "cache"))
-    assert out.strip() == "None" or "misses=0" in out
+    assert out.strip() == "0"
     assert not (tmp_path / "cache").exists()
 
 

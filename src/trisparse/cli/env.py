@@ -40,6 +40,8 @@ def _facts() -> dict:
     from trisparse.bench.table import environment
 
     here = environment()
+    # first: kernels for all instruction sets, once built, are those that the backend is asked for
+    kernels = _cpu_kernels()
     backends = {name: reason or "usable" for name, reason in available_backends().items()}
     return {
         "trisparse": __version__,
@@ -51,7 +53,7 @@ def _facts() -> dict:
         "threads": here["threads"],
         "packages": {package: _version(package) for package in PACKAGES},
         "backends": backends,
-        "cpu_kernels": _cpu_kernels(),
+        "cpu_kernels": kernels,
     }
 
 

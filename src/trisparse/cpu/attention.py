@@ -13,7 +13,7 @@ _ERRORS = {1: MemoryError("the CPU kernels ran out of memory")}
 
 
 def _run(direction: str, problem: Problem) -> None:
-    function = getattr(library().functions, f"trisparse_{direction}")
+    function = getattr(library(problem.dtype).functions, f"trisparse_{direction}")
     status = function(ctypes.byref(problem.structure))
     if status != 0:
         raise _ERRORS.get(status, RuntimeError(f"the CPU kernels failed with status {status}"))
@@ -21,7 +21,7 @@ def _run(direction: str, problem: Problem) -> None:
 
 def instructions_for(dtype: torch.dtype) -> str:
     """The instruction set that computes in `dtype`: the one in use, or the next that takes it."""
-    function = library().functions.trisparse_instructions_for
+    function = library(dtype).functions.trisparse_instructions_for
     function.restype = ctypes.c_char_p
     return function(DATA_TYPES[dtype]).decode()
 

@@ -44,11 +44,14 @@ class Build:
     fresh: bool
 
 
-def build(sources: Path = SOURCES, folder: Path | None = None, *, force: bool = False) -> Build:
+def build(
+    sources: Path = SOURCES, folder: Path | None = None, *, force: bool = False, only: str | None = None
+) -> Build:
     """The library of `sources` for this machine: from the cache, or compiled now.
 
-    `folder`: the cache, by default that of the user. With `force` it is compiled in any case. Where there is
-    no compiler (any longer), a library that one had built from the same sources and flags is taken.
+    `folder`: the cache, by default that of the user. With `force` it is compiled in any case. `only`: name of
+    the one instruction set that is wanted, by default all. Where there is no compiler (any longer), a library
+    that one had built from the same sources and flags is taken.
 
     Raises:
         BuildError: there is no such library and none can be built.
@@ -57,23 +60,35 @@ def build(sources: Path = SOURCES, folder: Path | None = None, *, force: bool = 
     if os.name != "posix":
         raise BuildError("the CPU kernels are built on Linux and macOS only")
     folder = folder or cache_folder()
-    recipe = make_recipe(sources)
-    try:
-        compiler = find_compiler()
-    except BuildError:
-        found = None if force else _by_any_compiler(folder, recipe)
-        if found is None:
-            raise
-        return found
-    key = recipe.key_with(compiler)
-    found = None if force else _find(folder, key)
+    recipe = make_recipe(sources, only)
+    found = None if force else _in_cache(folder, recipe)
     if found is not None:
         return found
+    compiler = find_compiler()
+    key = recipe.key_with(compiler)
     prepare(folder)
     with locked(folder / f"{key}.lock"):
         # another process may have built it while this one waited
         found = None if force else _find(folder, key)
         return found or _make(recipe, compiler, folder, key)
+
+
+def find(sources: Path, folder: Path) -> Build | None:
+    """The library with all instruction sets of `sources`, if the cache has it.
+
+    Raises:
+        BuildError: the sources are incomplete.
+        CacheError: the cache must not be trusted.
+    """
+    return _in_cache(folder, make_recipe(sources))
+
+
+def _in_cache(folder: Path, recipe: Recipe) -> Build | None:
+    try:
+        compiler = find_compiler()
+    except BuildError:
+        return _by_any_compiler(folder, recipe)
+    return _find(folder, recipe.key_with(compiler))
 
 
 def _find(folder: Path, key: str) -> Build | None:
@@ -110,7 +125,7 @@ def _make(recipe: Recipe, compiler: Compiler, folder: Path, key: str) -> Build:
     _clear_drafts(folder, key)
     draft = folder / f".{key}.{os.getpid()}"
     began = time.perf_counter()
-    say(f"building the CPU kernels, once: {compiler}")
+    say(f"building the CPU kernels, once: {', '.join(one.label for one in recipe.sets)} by {compiler}")
     try:
         draft.mkdir(mode=FOLDER_MODE)
         sets, left_out = compile_library(recipe, compiler, draft / LIBRARY, draft / LOG)

@@ -10,7 +10,7 @@ from trisparse.cpu.cache import disk_is_full
 from trisparse.cpu.compiler import Compiler
 from trisparse.cpu.errors import BuildError, CacheError
 from trisparse.cpu.instructions import InstructionSet
-from trisparse.cpu.recipe import LINK_FLAGS, Recipe
+from trisparse.cpu.recipe import DISPATCH, LINK_FLAGS, Recipe
 
 # of each command: whether it succeeded, and what it wrote
 Results = Sequence[tuple[bool, str]]
@@ -32,6 +32,8 @@ def compile_library(
     with ThreadPoolExecutor(max_workers=_processors()) as pool:
         known = pool.map(lambda one: not one.probe or compiler.knows(one.flags, one.probe, work), recipe.sets)
         sets, left_out = _choose(recipe, list(known))
+        if not sets:
+            raise BuildError(f"{compiler.name} can build none of the instruction sets asked for")
         commands = _commands(recipe, sets, work)
         results = list(pool.map(lambda arguments: compiler.run(arguments, work), commands.values()))
     if all(done for done, _ in results):
@@ -49,14 +51,19 @@ def compile_library(
 
 
 def _commands(recipe: Recipe, sets: list[InstructionSet], work: Path) -> dict[str, tuple[str, ...]]:
-    """Source file -> the compiler's arguments for it; the last one is the object's path."""
-    macros = tuple(one.macro for one in sets)
+    """What is compiled -> the compiler's arguments for it; the last one is the object's path."""
+    commands = {DISPATCH: _command(recipe, DISPATCH, [one.macro for one in sets], work / "dispatch.o")}
     # the plainest first: of an inline function that several objects contain, the linker keeps the first
-    flags = dict.fromkeys(recipe.plain_sources, macros) | {one.source: one.flags for one in reversed(sets)}
-    return {
-        name: (*recipe.flags, *special, "-c", str(recipe.sources / name), "-o", str(work / f"{name}.o"))
-        for name, special in flags.items()
-    }
+    for one in reversed(sets):
+        commands[one.source] = _command(recipe, one.source, one.all_flags, work / f"{one.name}.o")
+        for name in recipe.shared_sources:
+            place = work / f"{one.name}.{name}.o"
+            commands[f"{name} for {one.name}"] = _command(recipe, name, one.all_flags, place)
+    return commands
+
+
+def _command(recipe: Recipe, name: str, flags: Sequence[str], place: Path) -> tuple[str, ...]:
+    return (*recipe.flags, *flags, "-c", str(recipe.sources / name), "-o", str(place))
 
 
 def _choose(recipe: Recipe, known: Sequence[bool]) -> tuple[list[InstructionSet], dict[str, str]]:

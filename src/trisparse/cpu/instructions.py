@@ -11,7 +11,7 @@ class InstructionSet:
 
     `features`: without these the processor cannot run it. `probe`: one instruction that compiler and
     assembler must know beside `flags`; empty if there is nothing to ask. `variant`: tells it from others with
-    its name.
+    its name. `engine`: the header with its products. `dtypes`: what it computes in.
     """
 
     name: str
@@ -19,6 +19,8 @@ class InstructionSet:
     features: tuple[str, ...] = ()
     probe: str = ""
     variant: str = ""
+    engine: str = "engine_float.h"
+    dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
     @property
     def label(self) -> str:
@@ -27,8 +29,13 @@ class InstructionSet:
 
     @property
     def source(self) -> str:
-        """Name of its source file."""
+        """Name of the source file that only it has."""
         return f"{self.name}.cpp"
+
+    @property
+    def all_flags(self) -> tuple[str, ...]:
+        """What its sources are compiled with, beside what all sources are."""
+        return (*self.flags, f"-DTRISPARSE_SET={self.name}", f'-DTRISPARSE_ENGINE="{self.engine}"')
 
     @property
     def macro(self) -> str:
@@ -55,6 +62,8 @@ _AMX = InstructionSet(
     flags=(*_AVX512.flags, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
     features=(*_AVX512.features, "avx512_bf16", "amx_tile", "amx_bf16"),
     probe="tdpbf16ps %tmm2, %tmm1, %tmm0",
+    engine="engine_amx.h",
+    dtypes=("bfloat16",),
 )
 
 # best first; of two with one name, the first that can be had is built

@@ -78,6 +78,7 @@ class Problem:
     ) -> None:
         # one call with everything: setting fields one by one takes a tenth of a short call
         batch, rows, heads, head_dim = query.shape
+        self.dtype = query.dtype
         self._kept: list[Tensor] = []
         self.structure = structure = ProblemStructure(
             data_type=DATA_TYPES[query.dtype],

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from trisparse.cpu.compiler import Compiler
 from trisparse.cpu.errors import BuildError
-from trisparse.cpu.instructions import SPECIAL_SOURCES, InstructionSet, candidates, why_not
+from trisparse.cpu.instructions import PORTABLE, SPECIAL_SOURCES, InstructionSet, candidates, why_not
 from trisparse.cpu.processor import this_processor
 
 # what Python and the sources agree on; kInterfaceVersion in csrc/interface.h
@@ -26,7 +26,8 @@ COMMON_FLAGS = (
     "-Wextra",
 )
 LINK_FLAGS = ("-shared", "-fPIC")
-REQUIRED = ("dispatch.cpp", "portable.cpp")
+# knows which instruction sets are in the library, and runs on any processor
+DISPATCH = "dispatch.cpp"
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,15 @@ class Recipe:
         return (*COMMON_FLAGS, *self.extra_flags)
 
     @property
-    def plain_sources(self) -> tuple[str, ...]:
-        """Source files that run on any processor: all but those of instruction sets."""
+    def shared_sources(self) -> tuple[str, ...]:
+        """Source files that are compiled for each instruction set, with its flags."""
         files = [name for name, _ in self.digests if name.endswith(".cpp")]
-        return tuple(name for name in files if name not in SPECIAL_SOURCES)
+        return tuple(name for name in files if name != DISPATCH and name not in SPECIAL_SOURCES)
 
     @property
     def key(self) -> str:
         """Names the library, whatever compiler builds it."""
-        sets = [[one.name, one.flags, one.features] for one in self.sets]
+        sets = [[one.name, one.all_flags, one.features] for one in self.sets]
         return _digest([INTERFACE_VERSION, self.digests, self.machine, sets, self.flags, LINK_FLAGS])[:16]
 
     def key_with(self, compiler: Compiler) -> str:
@@ -66,20 +67,22 @@ class Recipe:
         return f"{self.key}-{_digest([compiler.command, compiler.version])[:8]}"
 
 
-def make_recipe(sources: Path) -> Recipe:
-    """How the sources in a folder are built for this processor.
+def make_recipe(sources: Path, only: str | None = None) -> Recipe:
+    """How the sources in a folder are built for this processor: all its instruction sets, or `only` one.
 
     Raises:
         BuildError: necessary sources are missing, or TRISPARSE_CPU_FLAGS cannot be read.
     """
     digests = tuple(_digests(sources))
     names = [name for name, _ in digests]
-    for name in REQUIRED:
+    for name in (DISPATCH, PORTABLE.source):
         if name not in names:
             raise BuildError(f"the sources are incomplete: {name} is not in {sources}")
     processor = this_processor()
     sets, left_out = [], {}
     for candidate in candidates(processor):
+        if only not in (None, candidate.name):
+            continue
         reason = why_not(candidate, processor)
         if candidate.source not in names:
             reason = f"{candidate.source} is not among the sources"

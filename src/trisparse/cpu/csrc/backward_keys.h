@@ -4,7 +4,7 @@
 // Everything is transposed: scores are [keys, rows], so that probabilities are at once the left operands of
 // the two sums over rows. 32 rows are a block, eight blocks a batch whose sums stay in registers.
 #pragma once
-#include "forward.h"
+#include "call.h"
 #include "inverted.h"
 #include "row_facts.h"
 

@@ -1,8 +1,9 @@
 // Gradient of the query, chunk by chunk: scores and their gradients are made anew, tile by tile, and the
 // three branches add up in one place.
 #pragma once
-#include "forward.h"
+#include "call.h"
 #include "row_facts.h"
+#include "selected.h"
 
 namespace trisparse::TRISPARSE_SET {
 

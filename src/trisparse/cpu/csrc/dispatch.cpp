@@ -19,7 +19,9 @@ extern const Kernels kAmxKernels;
 #if defined(TRISPARSE_WITH_AVX512)
 extern const Kernels kAvx512Kernels;
 #endif
+#if defined(TRISPARSE_WITH_PORTABLE)
 extern const Kernels kPortableKernels;
+#endif
 
 namespace {
 
@@ -53,7 +55,9 @@ const std::vector<const Kernels*>& usable() {
 #if defined(TRISPARSE_WITH_AVX512)
     if (runs_avx512()) kernels.push_back(&kAvx512Kernels);
 #endif
+#if defined(TRISPARSE_WITH_PORTABLE)
     kernels.push_back(&kPortableKernels);
+#endif
     return kernels;
   }();
   return found;

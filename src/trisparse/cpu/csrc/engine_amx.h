@@ -179,4 +179,7 @@ class AmxEngine {
   }
 };
 
+// what the passes are compiled with
+using SetEngine = AmxEngine;
+
 }  // namespace trisparse::TRISPARSE_SET

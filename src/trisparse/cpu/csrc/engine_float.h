@@ -108,4 +108,7 @@ class FloatEngine {
   }
 };
 
+// what the passes are compiled with
+using SetEngine = FloatEngine;
+
 }  // namespace trisparse::TRISPARSE_SET

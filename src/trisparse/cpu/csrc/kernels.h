@@ -1,22 +1,22 @@
-// The table of one instruction set, for its engine and the data types it takes.
+// The passes of one instruction set. Each is compiled from a source file of its own, once for every set: with
+// the set's flags, its name as TRISPARSE_SET and the header of its engine as TRISPARSE_ENGINE.
 #pragma once
-#include "backward.h"
-#include "forward.h"
+#include <new>
+
+#include "interface.h"
 
 namespace trisparse::TRISPARSE_SET {
 
-template <Status (*function)(const Problem&, const ThreadPool&)>
-int32_t run(const Problem& p, const ThreadPool& pool) {
+int32_t run_forward(const Problem& p, const ThreadPool& pool);
+int32_t run_backward(const Problem& p, const ThreadPool& pool);
+
+inline int32_t run(Status (*pass)(const Problem&, const ThreadPool&), const Problem& p,
+                   const ThreadPool& pool) {
   try {
-    return function(p, pool);
+    return pass(p, pool);
   } catch (const std::bad_alloc&) {
     return kOutOfMemory;
   }
-}
-
-template <class Engine>
-constexpr Kernels table(const char* name, bool (*takes)(int32_t data_type)) {
-  return {name, takes, run<forward<Engine>>, run<backward<Engine>>};
 }
 
 inline bool takes_floats(int32_t data_type) { return data_type >= kFloat32 && data_type <= kFloat16; }
