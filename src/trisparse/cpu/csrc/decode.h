@@ -100,6 +100,27 @@ class DecodeQuery {
   Buffer<int32_t> limits_;
 };
 
+// A piece of some groups
+struct PieceTask {
+  Piece piece;
+  int64_t first_group, end_group;
+
+  int64_t groups() const { return end_group - first_group; }
+};
+
+// Groups whose keys lie side by side are read together, others are tasks of their own
+inline std::vector<PieceTask> piece_tasks(const DecodeCall& call) {
+  std::vector<PieceTask> tasks;
+  const int64_t groups = call.problem.groups;
+  for (const Piece& piece : call.pieces.all()) {
+    const Tensor& key = call.problem.branches[piece.branch].key;
+    const int64_t together = key.head_stride < key.row_stride ? groups : 1;
+    for (int64_t first = 0; first < groups; first += together)
+      tasks.push_back({piece, first, first + together});
+  }
+  return tasks;
+}
+
 // One thread's memory for pieces of the compressed and the window branch
 template <class Engine>
 class PieceWorker {
@@ -112,12 +133,13 @@ class PieceWorker {
     }
   }
 
-  void run(const Piece& piece) {
-    for (int64_t group = 0; group < call_.problem.groups; ++group) begin(piece, group);
-    const int64_t count = piece.tiles * call_.problem.groups;
-    for (int64_t number = 0; number < count; ++number) attend(piece, number, count);
-    if (!pooled(piece)) return;
-    for (LanePooling& pooling : pooling_) pooling.end(piece.tiles);
+  void run(const PieceTask& task) {
+    for (int64_t group = task.first_group; group < task.end_group; ++group) begin(task.piece, group);
+    const int64_t count = task.piece.tiles * task.groups();
+    for (int64_t number = 0; number < count; ++number) attend(task, number, count);
+    if (!pooled(task.piece)) return;
+    for (int64_t group = task.first_group; group < task.end_group; ++group)
+      pooling_[size_t(group)].end(task.piece.tiles);
   }
 
  private:
@@ -141,16 +163,14 @@ class PieceWorker {
     int64_t index, group;
   };
 
-  // In the order in which they lie in memory: the groups of a token side by side, or each group's tokens
-  Unit unit(const Piece& piece, int64_t number) const {
-    const Tensor& key = call_.problem.branches[piece.branch].key;
-    const int64_t groups = call_.problem.groups;
-    if (key.head_stride < key.row_stride) return {number / groups, number % groups};
-    return {number % piece.tiles, number / piece.tiles};
+  // a tile of each group, then the next of each
+  static Unit unit(const PieceTask& task, int64_t number) {
+    return {number / task.groups(), task.first_group + number % task.groups()};
   }
 
+  // all groups see the same keys
   KeyTile keys(const Piece& piece, const Unit& unit) const {
-    const DecodeQuery<Engine>& query = queries_[0];  // all groups see the same keys
+    const DecodeQuery<Engine>& query = queries_[size_t(unit.group)];
     return KeyTile::run(piece.first + unit.index * kTileKeys, query.lowest(), query.end());
   }
 
@@ -158,16 +178,17 @@ class PieceWorker {
     return call_.source(piece.branch, sequence(piece, unit.group));
   }
 
-  void attend(const Piece& piece, int64_t number, int64_t count) {
-    const Unit now = unit(piece, number);
+  void attend(const PieceTask& task, int64_t number, int64_t count) {
+    const Piece& piece = task.piece;
+    const Unit now = unit(task, number);
     if (number + 1 < count) {
-      const Unit next = unit(piece, number + 1);
+      const Unit next = unit(task, number + 1);
       tiles_.expect(keys(piece, next), source(piece, next));
     } else {
       tiles_.expect_nothing();
     }
     const int64_t key = piece.first + now.index * kTileKeys;
-    attend(piece, now, keys(piece, now), !queries_[0].sees_all(key, key + kTileKeys));
+    attend(piece, now, keys(piece, now), !queries_[size_t(now.group)].sees_all(key, key + kTileKeys));
   }
 
   void attend(const Piece& piece, const Unit& unit, const KeyTile& tile, bool masked) {
@@ -299,7 +320,7 @@ template <class Engine>
 Status decode(const Problem& p, const ThreadPool& pool) {
   const DecodeCall call(p, pool);
   const bool worth = call.work() >= kWorthThreadsBytes;
-  const std::vector<Piece>& pieces = call.pieces.all();
+  const std::vector<PieceTask> pieces = piece_tasks(call);
   const auto count = int64_t(pieces.size());
   const Status status = run_tasks(
       pool, count, threads_if(pool, count, worth), [&] { return PieceWorker<Engine>(call); },

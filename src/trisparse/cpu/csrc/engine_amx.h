@@ -14,6 +14,7 @@ class AmxEngine {
  public:
   using Element = uint16_t;  // the bits of a bfloat16
   static constexpr bool kRounds = true;
+  static constexpr int kFewPanels = 1;  // of a product that takes no longer for having so few
 
   // The shape of all eight tile registers, for one thread while it lives
   class Session {

@@ -11,6 +11,8 @@ class FloatEngine {
  public:
   using Element = float;
   static constexpr bool kRounds = false;  // does packing round an operand that was computed in float?
+  static constexpr int kFewPanels =
+      kLanes == 16 ? 2 : 1;  // of a product that takes no longer for having so few
 
   class Session {};  // nothing to set up per thread
 
@@ -53,7 +55,7 @@ class FloatEngine {
   [[gnu::noinline]] static void multiply(const Matrices<Element>& m) {
     for (int tile = 0; tile < m.tiles; ++tile) {
       int panel = 0;
-      for (; panel + kPanels <= m.panels; panel += kPanels) strip<kPanels>(m, tile, panel);
+      for (; panel + kFewPanels <= m.panels; panel += kFewPanels) strip<kFewPanels>(m, tile, panel);
       for (; panel < m.panels; ++panel) strip<1>(m, tile, panel);
     }
   }
@@ -62,7 +64,6 @@ class FloatEngine {
   static constexpr int kVectors = kPanel / kLanes;
   // sums that fit the registers: 32 of them with AVX-512, else 16
   static constexpr int kRows = kLanes == 16 ? 8 : 4;
-  static constexpr int kPanels = kLanes == 16 ? 2 : 1;
 
   template <int panels>
   static void strip(const Matrices<Element>& m, int tile, int panel) {

@@ -45,30 +45,41 @@ struct KeyPlace {
   }
 };
 
-// Rows that will be read next, asked for a row at a time between other work: a burst of requests would fill
-// the queue of misses and stall what comes after it
+// A tile that will be read soon, asked for line by line between other work. Few lines at a time: requests
+// fill the first-level cache's queue of misses, and then even what lies in the second level has to wait.
 class Ahead {
  public:
   Ahead() = default;
 
   Ahead(const KeyPlace& place, const KeyTile& tile, int features)
       : bytes_(features * size_of(place.type)), stride_(place.tensor.row_stride * size_of(place.type)) {
-    if (place.neighbours(tile)) first_ = static_cast<const char*>(place.address(tile.key[0]));
+    if (!place.neighbours(tile)) return;
+    row_ = static_cast<const char*>(place.address(tile.key[0]));
+    rows_ = kTileKeys;
   }
 
-  // row `index` of 64
-  void ask(int index) const {
+  int64_t lines() const { return rows_ * ((bytes_ + 63) / 64); }
+
+  // up to `count` lines -> how many there no longer were
+  int64_t ask(int64_t count) {
 #if defined(__x86_64__)
-    if (!first_) return;
-    const char* row = first_ + index * stride_;
-    // a builtin is dropped where a function does nothing else
-    for (int64_t byte = 0; byte < bytes_; byte += 64) asm volatile("prefetcht1 %0" ::"m"(row[byte]));
+    for (; count > 0 && rows_ > 0; --count) {
+      // a builtin is dropped where a function does nothing else
+      asm volatile("prefetcht1 %0" ::"m"(row_[byte_]));
+      byte_ += 64;
+      if (byte_ < bytes_) continue;
+      byte_ = 0;
+      row_ += stride_;
+      --rows_;
+    }
 #endif
+    return count;
   }
 
  private:
-  const char* first_ = nullptr;
-  int64_t bytes_ = 0, stride_ = 0;
+  const char* row_ = nullptr;
+  int64_t bytes_ = 0, stride_ = 0, byte_ = 0;
+  int rows_ = 0;
 };
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -58,14 +58,13 @@ class LaneTile {
         exponent_(exponent) {}
 
   // Makes the reference fit the tile's scores. `on_raise(factor)` must rescale what was made with the former
-  // one; the total is rescaled here. `on_key(key)` is called once for each key, also below.
-  template <class OnRaise, class OnKey>
-  void settle(float* reference, float* total, OnRaise on_raise, OnKey on_key) const {
+  // one; the total is rescaled here.
+  template <class OnRaise>
+  void settle(float* reference, float* total, OnRaise on_raise) const {
     Floats best = splat(-kInfinity);
     for (int key = 0; key < kTileKeys; ++key) {
       const Floats score = visible(key, exponent_.score(load(dots_ + key * stride_)));
       best = select(score > best, score, best);
-      on_key(key);
     }
     Floats settled = load(reference);
     settled = select(settled == splat(-kInfinity), best, settled);
@@ -84,7 +83,7 @@ class LaneTile {
     store(reference, settled);
   }
 
-  // Probabilities [64][16], added to the total
+  // Probabilities [64][16], added to the total; `on_key()` is called once for each key
   template <class OnKey>
   void exponentiate(const float* reference, float* total, float* probabilities, OnKey on_key) const {
     const Floats settled = load(reference);
@@ -95,7 +94,7 @@ class LaneTile {
       const Floats p = exp2<precise>(visible(key, exponent_(load(dots_ + key * stride_), offset)));
       store(probabilities + key * kPanel, p);
       // else what the values will be weighed with, so that the weights sum to 1
-      on_key(key);
+      on_key();
       sum += precise ? p : Engine::rounded(p);
     }
     store(total, sum);

@@ -24,17 +24,19 @@ inline void tile_scores(int tiles, const typename Engine::Element* const* left, 
   Engine::multiply(m);
 }
 
-// out[tile] [16][features] += left[tile] ([runs][16][64]) x `runs` tiles of 64 keys as depth
+// out[tile] [16][features] += left[tile] ([runs][16][64]) x `runs` tiles of 64 keys as depth; rows of `out`
+// are `out_stride` apart, by default `features`
 template <class Engine>
 inline void add_product(int tiles, const typename Engine::Element* const* left,
-                        const typename Engine::Element* right, int runs, int features, float* const* out) {
+                        const typename Engine::Element* right, int runs, int features, float* const* out,
+                        ptrdiff_t out_stride = 0) {
   Matrices<typename Engine::Element> m{};
   m.tiles = tiles;
   for (int tile = 0; tile < tiles; ++tile) {
     m.left[tile] = left[tile];
     m.out[tile] = out[tile];
   }
-  m.out_stride = features;
+  m.out_stride = out_stride ? out_stride : features;
   m.left_stride = kTileKeys;
   m.left_run = kTileRows * kTileKeys;
   m.right = right;

@@ -32,6 +32,8 @@ class TileAttention {
   void expect(const KeyTile& tile, const TileSource& source) {
     next_key_ = Ahead(source.key, tile, shape_.head_dim);
     next_value_ = source.with_values ? Ahead(source.value, tile, shape_.value_dim) : Ahead();
+    const int64_t shares = kScoreShare * 4 + kTileKeys + kWeighShare + (kPackShare + kProductShare) * 8;
+    share_ = (next_key_.lines() + next_value_.lines() + shares - 1) / shares;
   }
 
   void expect_nothing() { next_key_ = next_value_ = Ahead(); }
@@ -42,7 +44,6 @@ class TileAttention {
         keys_in_place_(Engine::in_place(type) && shape.head_dim == shape.head_depth),
         values_in_place_(Engine::in_place(type) && shape.value_dim == shape.value_depth),
         rows_(kTileKeys * std::max(shape.head_depth, shape.value_depth)),
-        values_(kTileKeys * shape.value_depth),
         weights_(columns * kTileKeys),
         scores_(kTileKeys * columns) {}
 
@@ -60,11 +61,19 @@ class TileAttention {
         }
       }
       if (source.with_values) weigh(weights_.get() + panel * kTileKeys);
+      ask(kWeighShare);
     }
     if (source.with_values) add_values(tile, source.value, query.rows);
   }
 
  private:
+  // Lines of the next tile that are asked for after each of the 4 products of a score, after the exponential
+  // of a key (1), after the weights of a panel, after a step of values was packed and after it was
+  // multiplied: as the time of a tile goes, for 128 features in bfloat16; tiles with more lines ask for more
+  static constexpr int64_t kScoreShare = 8, kWeighShare = 32, kPackShare = 16, kProductShare = 32;
+
+  void ask(int64_t share) { next_value_.ask(next_key_.ask(share * share_)); }
+
   // scores_ [64][columns]
   void score(const KeyTile& tile, const KeyPlace& place, const TileQuery<Engine>& query) {
     const Element* keys = rows_.get();
@@ -91,6 +100,7 @@ class TileAttention {
         m.out[half] = scores_.get() + key * m.out_stride;
       }
       Engine::multiply(m);
+      ask(kScoreShare);
     }
   }
 
@@ -101,18 +111,13 @@ class TileAttention {
     const LaneTile<Engine, precise, masked> lanes(scores_.get() + column, rows.columns, tile, query.limits,
                                                   column, exponent_);
     const bool asks = column == 0;
-    lanes.settle(
-        rows.reference + column, rows.total + column,
-        [&](Floats factor) {
-          rows.rescale(column, factor);
-          if (pooling) pooling->rescale(index, column, factor);
-        },
-        [&](int key) {
-          if (asks) next_key_.ask(key);
-        });
+    lanes.settle(rows.reference + column, rows.total + column, [&](Floats factor) {
+      rows.rescale(column, factor);
+      if (pooling) pooling->rescale(index, column, factor);
+    });
     float* probabilities = probabilities_.get() + column % kPanel;
-    lanes.exponentiate(rows.reference + column, rows.total + column, probabilities, [&](int key) {
-      if (asks) next_value_.ask(key);
+    lanes.exponentiate(rows.reference + column, rows.total + column, probabilities, [&] {
+      if (asks) ask(1);
     });
     if (pooling) pooling->add(index, column, probabilities);
   }
@@ -140,17 +145,34 @@ class TileAttention {
     } else {
       stage(tile, place, shape_.value_dim, shape_.value_depth);
     }
-    Engine::pack_rows(from, stride, kTileKeys, shape_.value_depth, values_.get());
+    // two steps of columns take turns in little memory: what was just packed is multiplied while it is near
+    const int depth = shape_.value_depth;
+    for (int column = 0; column < depth; column += kStep) {
+      Engine::pack_rows(from + column, stride, kTileKeys, std::min(kStep, depth - column), step_of(column));
+      ask(kPackShare);
+      if (column > 0) add_step(column - kStep, rows);
+    }
+    add_step((depth - 1) / kStep * kStep, rows);
+  }
+
+  static constexpr int kStep = Engine::kFewPanels * kPanel;
+
+  Element* step_of(int column) const { return values_.get() + column / kStep % 2 * kStep * kTileKeys; }
+
+  // weights x packed values of a step of columns
+  void add_step(int column, const LaneRows& rows) {
+    const int columns = std::min(kStep, shape_.value_depth - column);
     for (int row = 0; row < rows.columns; row += kPairRows) {
       const int tiles = std::min(2, (rows.columns - row) / kTileRows);
       const Element* left[2];
       float* out[2];
       for (int half = 0; half < tiles; ++half) {
         left[half] = weights_.get() + (row + half * kTileRows) * kTileKeys;
-        out[half] = rows.sums + (row + half * kTileRows) * rows.features;
+        out[half] = rows.sums + (row + half * kTileRows) * rows.features + column;
       }
-      add_product<Engine>(tiles, left, values_.get(), 1, shape_.value_depth, out);
+      add_product<Engine>(tiles, left, step_of(column), 1, columns, out, rows.features);
     }
+    ask(kProductShare);
   }
 
   // rows_ [64][padded]; zeros where the tile has no key, for 0 * NaN would be NaN
@@ -168,11 +190,13 @@ class TileAttention {
   const Shape& shape_;
   Exponent<Engine> exponent_;
   bool keys_in_place_, values_in_place_;
-  Buffer<Element> rows_, values_;
+  Buffer<Element> rows_;
+  Buffer<Element> values_{2 * kStep * kTileKeys};
   Buffer<Element> weights_;  // [columns / 16][16][64]
   Buffer<float> scores_;     // [64][columns]
   Buffer<float> probabilities_{kTileKeys * kPanel};
   Ahead next_key_, next_value_;
+  int64_t share_ = 1;
 };
 
 }  // namespace trisparse::TRISPARSE_SET
