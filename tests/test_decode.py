@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decoding import make_decoding
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import trisparse
 from trisparse import SparseConfig, backends
@@ -184,6 +185,35 @@ def test_operator_passes_opcheck(backend, place):
     torch.library.opcheck(torch.ops.trisparse.decode_forward.default, arguments)
 
 
+class Names(TorchDispatchMode):
+    """Writes down the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("backend", NATIVE)
+def test_whoever_watches_sees_the_operator(backend):
+    """Guards against a step past the dispatcher under a mode, a profiler or a transform."""
+    call = moved(make_decoding([40, 70], 2, SMALL, ring=True), backend)
+    out, _ = call.run(backend)
+    with Names() as seen:
+        call.run(backend)
+    assert "trisparse.decode_forward.default" in seen.names
+    with torch.profiler.profile() as profile:
+        call.run(backend)
+    assert "trisparse::decode_forward" in {event.key for event in profile.key_averages()}
+    more = {"window_ring": True, "backend": backend}
+    scaled = torch.vmap(lambda x: sparse_decode(*call.tensors[:4], x, call.starts, call.config, **more)[0])
+    both = scaled(torch.stack([call.tensors[4], 2 * call.tensors[4]]))
+    torch.testing.assert_close(both[0], out)
+
+
 def wrong(call, **changes):
     names = ("query", "compressed", "selected", "window", "gates")
     arguments = dict(zip(names, call.tensors, strict=True), starts=call.starts, config=call.config)
@@ -211,9 +241,14 @@ def wrong(call, **changes):
         (lambda _: {"window_ring": False}, "^key_win: expected T=77 tokens"),
         (lambda c: {"query_cmp": c.tensors[0][:, :1]}, "^query_cmp: expected"),
         (lambda c: {"gates": c.tensors[4][..., :2]}, "^gates: expected"),
+        (lambda c: {"compressed": c.tensors[1][0], "selected": c.tensors[2] * 2}, "^key_cmp, value_cmp: exp"),
+        (lambda c: {"window": tuple(x.double() for x in c.tensors[3])}, "^key_win: expected query's dtype"),
+        (lambda _: {"config": {}}, "^config: expected a SparseConfig"),
     ],
 )
 def test_wrong_argument_is_named(change, message):
+    """Also after a right call: what was found right once is not looked at again."""
     call = make_decoding([40, 70], 2, SMALL, ring=True)
+    sparse_decode(**wrong(call))
     with pytest.raises((TypeError, ValueError), match=message):
         sparse_decode(**wrong(call, **change(call)))

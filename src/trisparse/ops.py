@@ -52,6 +52,25 @@ def _run_decode(name: str, *arguments: Any) -> Any:
     return _run_in(backend, name, *tensors, _config(tuple(sizes)), scale)
 
 
+def decode(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`decode_forward`; past the dispatcher, a tenth of a short step, where nobody watches."""
+    if _is_watched(arguments):
+        return torch.ops.trisparse.decode_forward(*arguments)
+    return _run_decode("decode_forward", *arguments)
+
+
+def _is_watched(arguments: tuple[Any, ...]) -> bool:
+    """Whether a compiler, mode, transform, profiler or tensor class must see the operator itself."""
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.autograd._profiler_enabled()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or any(isinstance(each, Tensor) and type(each) is not Tensor for each in arguments)
+    )
+
+
 @cache
 def _config(sizes: tuple[int, ...]) -> SparseConfig:
     """`SparseConfig.from_ints`, checked once: a decode step takes less time than some checks."""

@@ -184,16 +184,20 @@ def ring(name: str, value: Tensor, needed: int) -> None:
         )
 
 
-def row_starts(starts: Any, query: Tensor, room: int, room_compressed: int, config: SparseConfig) -> None:
-    """`starts` is int32 [B] beside `query` [B, n, H, D]; on a CPU also: every row's tokens fit their room."""
+def start_per_row(starts: Any, query: Tensor) -> None:
+    """`starts` is int32 [B] beside `query` [B, n, H, D]."""
     tensor("starts", starts, 1)
     _same_place("starts", starts, query)
     if starts.dtype != torch.int32:
         raise TypeError(f"starts: expected int32, got {starts.dtype}")
     _shape("starts", starts, (("B", query.shape[0]),))
+
+
+def row_starts(starts: Tensor, query: Tensor, room: int, room_compressed: int, config: SparseConfig) -> None:
+    """On a CPU: every row's tokens fit the room of its keys."""
     if starts.device.type != "cpu" or torch.compiler.is_compiling() or not starts.numel():
         return
-    longest = int(starts.max()) + query.shape[1]
+    longest = max(starts.tolist()) + query.shape[1]
     if longest > room:
         raise ValueError(f"starts: expected every row to end within key_slc's {room} tokens, got {longest}")
     if config.num_compressed(longest) > room_compressed:

@@ -63,6 +63,17 @@ class ProblemStructure(ctypes.Structure):
     ]
 
 
+# the structure as 8-byte words: a tensor's four are set at once, which takes half the time of four fields
+_Words = ctypes.c_int64 * (ctypes.sizeof(ProblemStructure) // 8)
+_PLACES = {field[0]: getattr(ProblemStructure, field[0]).offset // 8 for field in ProblemStructure._fields_}
+_BRANCH_PLACES = {
+    (branch, field[0]): _PLACES["branches"]
+    + (index * ctypes.sizeof(BranchViews) + getattr(BranchViews, field[0]).offset) // 8
+    for index, branch in enumerate(BRANCHES)
+    for field in BranchViews._fields_
+}
+
+
 class Problem:
     """One call of the native kernels: keeps the tensors alive whose addresses it holds."""
 
@@ -99,24 +110,26 @@ class Problem:
             query_start=query_start,
             invariant=is_batch_invariant(),
         )
+        self._words = _Words.from_buffer(structure)
         if cu_seqlens is not None:
             bounds = cu_seqlens.contiguous()
             self._kept.append(bounds)
             structure.num_documents, structure.bounds = len(bounds) - 1, bounds.data_ptr()
         self.give("query", query)
 
-    def _view(self, tensor: Tensor) -> TensorView:
+    def _set(self, place: int, tensor: Tensor) -> None:
         """`tensor` [batch, row, head, feature] or [batch, row, head]; copied if its features are apart."""
         wide = tensor if tensor.dim() == 4 else tensor.unsqueeze(3)
         if wide.stride(3) != 1 and wide.shape[3] > 1:
             wide = wide.contiguous()
         self._kept.append(wide)
         # no address would mean "not given"; a tensor without elements is given, and never read
-        return TensorView(wide.data_ptr() or ctypes.addressof(self.structure), *wide.stride()[:3])
+        address = wide.data_ptr() or ctypes.addressof(self.structure)
+        self._words[place : place + 4] = [address, *wide.stride()[:3]]
 
     def give(self, name: str, tensor: Tensor) -> None:
         """Set a tensor of the call by its name in `struct Problem`."""
-        setattr(self.structure, name, self._view(tensor))
+        self._set(_PLACES[name], tensor)
         if name == "gates":
             self.structure.gates_type = DATA_TYPES[tensor.dtype]
         if name == "ids":
@@ -130,10 +143,9 @@ class Problem:
 
     def give_branch(self, branch: str, **tensors: Tensor | None) -> None:
         """Set tensors of a branch by their names in `struct Branch`; what is None stays out."""
-        views = self.structure.branches[BRANCHES.index(branch)]
         for name, tensor in tensors.items():
             if tensor is not None:
-                setattr(views, name, self._view(tensor))
+                self._set(_BRANCH_PLACES[branch, name], tensor)
         key = tensors.get("key")
         if key is not None:
             setattr(self.structure, "compressed" if branch == "compressed" else "tokens", key.shape[1])
