@@ -1,5 +1,8 @@
 """The benchmark's rows: complete, drawable, and without times where the gate is red."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 
 from trisparse import api, backends
@@ -35,6 +38,42 @@ def test_wrong_backend_gets_a_red_row_without_times(monkeypatch: pytest.MonkeyPa
     assert [wrong[column] for column in TIMES] == ["", "", ""]
     assert float(wrong["worst_ratio"]) > 1
     latency.draw([baseline, wrong])
+
+
+def test_parts_are_checked_and_timed_alone():
+    """Guards against a part that is timed without a check, and against a backward of the choice of blocks."""
+    rows = attention.run([64, 1100], backends=["torch"], parts=True, **SIZES)
+    parts = ["compressed", "select", "selected", "window"]
+    names = [f"torch:{part}" for part in parts]
+    assert [row["backend"] for row in rows if row["tokens"] == "1100"] == [
+        *("sdpa", "torch", *names),
+        *("sdpa", "torch", names[0], *names[2:]),
+    ]
+    assert {row["gate"] for row in rows} == {"pass"}
+
+
+@pytest.mark.parametrize(
+    ("part", "spoil"),
+    [
+        ("compressed_attention", lambda found: (found[0] * 1.1, found[1])),
+        ("select_blocks", lambda ids: ids.flip(-1)),
+        ("selected_attention", lambda out: out * 1.1),
+        ("window_attention", lambda out: out * 1.1),
+    ],
+)
+def test_wrong_part_gets_a_red_row(part: str, spoil: Callable, monkeypatch: pytest.MonkeyPatch):
+    """The speed of a wrong result is no speed; the reference stays right."""
+    function = getattr(api, part)
+
+    def spoiled(*given: Any, **options: Any) -> Any:
+        found = function(*given, **options)
+        return found if options["backend"] == "reference" else spoil(found)
+
+    monkeypatch.setattr(api, part, spoiled)
+    rows = attention.run([64], backends=["torch"], parts=True, directions=["forward"], **SIZES)
+    red = {row["backend"] for row in rows if row["gate"] != "pass"}
+    # ids out of order are wrong for the whole op too
+    assert red - {"torch"} == {f"torch:{part.split('_')[0]}"}
 
 
 def test_sequence_shorter_than_a_block_is_measured():

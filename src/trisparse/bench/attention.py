@@ -9,6 +9,7 @@ from torch import Tensor
 from trisparse.bench.cases import Case, Tensors
 from trisparse.bench.contender import Contender, contender
 from trisparse.bench.gate import Gate
+from trisparse.bench.part import PARTS, Part
 from trisparse.bench.row import finished_row
 from trisparse.bench.table import environment
 from trisparse.bench.timing import time_interleaved
@@ -29,6 +30,7 @@ def run(
     batch: int = 1,
     dtype: torch.dtype = torch.bfloat16,
     backends: Sequence[str] = ("auto",),
+    parts: bool = False,
     directions: Sequence[str] = ("forward", "backward"),
     samples: int = 9,
     seconds_per_case: float = 20.0,
@@ -46,6 +48,7 @@ def run(
     Args:
         lengths: tokens of each case.
         backends: names as `sparse_attention` takes them; "sdpa" comes first whether named or not.
+        parts: beside each backend also measure its parts alone (`part.PARTS`), as "cpu:window".
         directions: some of "forward", "backward", "forward+backward".
         samples, seconds_per_case: a case is timed that often, or until that time is spent.
         on_row: called with each row as soon as there is one.
@@ -72,7 +75,7 @@ def run(
         for tokens in lengths
     ]
     bench = _Bench(
-        _contenders(backends, torch.device(device).type, dtype),
+        _contenders(backends, torch.device(device).type, dtype, parts),
         Gate(torch.device(device)),
         samples,
         seconds_per_case,
@@ -95,11 +98,13 @@ def _check(directions: Sequence[str], samples: int) -> None:
         raise ValueError(f"samples: expected at least 1, got {samples}")
 
 
-def _contenders(backends: Sequence[str], device: str, dtype: torch.dtype) -> list[Contender]:
-    """The baseline, then each backend once, "auto" by the name of its choice."""
+def _contenders(backends: Sequence[str], device: str, dtype: torch.dtype, parts: bool) -> list[Contender]:
+    """The baseline, then each backend once, "auto" by the name of its choice, then their parts."""
     if isinstance(backends, str):
         raise TypeError(f"backends: expected a sequence of names, got the string {backends!r}")
     found = [contender(name, device, dtype) for name in (BASELINE, *backends)]
+    names = dict.fromkeys(each.name for each in found if each.name != BASELINE)
+    found += [Part(name, part) for name in names for part in PARTS if parts]
     return list({each.name: each for each in found}.values())
 
 
@@ -113,10 +118,11 @@ class _Bench:
     def measure(self, case: Case, direction: str) -> Rows:
         """A row per contender; those that passed their check are timed in turns."""
         gradients = direction != "forward"
-        verdicts = {each.name: self.gate.judge(each, case, gradients=gradients) for each in self.contenders}
+        contenders = [each for each in self.contenders if each.differentiable or not gradients]
+        verdicts = {each.name: self.gate.judge(each, case, gradients=gradients) for each in contenders}
         calls = {
             each.name: _prepare(each, case, direction, self.gate.device)
-            for each in self.contenders
+            for each in contenders
             if verdicts[each.name].passed
         }
         times = time_interleaved(calls, self.samples, self.seconds, device=self.gate.device)
@@ -133,7 +139,7 @@ class _Bench:
                 times.get(each.name, []),
                 COLUMNS,
             )
-            for each in self.contenders
+            for each in contenders
         ]
 
 

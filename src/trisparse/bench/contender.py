@@ -22,6 +22,10 @@ class Contender(Protocol):
     def name(self) -> str:
         """What the column `backend` calls it."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether it has a backward."""
+
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         """The tensors it takes."""
 
@@ -48,6 +52,7 @@ class Sparse:
     """`sparse_attention` with one backend."""
 
     name: str
+    differentiable: bool = True
 
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         return sparse_inputs(case, device)
@@ -89,6 +94,7 @@ class Dense:
     """PyTorch's `scaled_dot_product_attention`, causal, over all tokens: the baseline."""
 
     name: str = BASELINE
+    differentiable: bool = True
 
     def inputs(self, case: Case, device: torch.device) -> Tensors:
         return dense_inputs(case, device)
