@@ -31,7 +31,8 @@ sanitize: .venv/test.stamp
 test-gpu:
 	PYTHONPATH=src $(PYTHON) -m pytest -n 8 --dist loadgroup -W default -k "gpu or triton" tests/gpu tests/test_*.py
 
-# ceilings, then the whole op and its parts beside full attention; writes benchmarks/results/gpu/
+# ceilings, the whole op and its parts beside full attention, decode steps; writes benchmarks/results/gpu/ and
+# ends within ten minutes: again, and it goes on where it ended
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) tools/bench_gpu
 

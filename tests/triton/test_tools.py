@@ -1,24 +1,54 @@
 """The commands that make tables run, without a GPU, and write what they promise."""
 
 import csv
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from trisparse.report import latency
+from trisparse.bench.sdpa_forms import FORMS
+from trisparse.report import decode, latency
 from trisparse.report.rows import read_rows
 
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str) -> str:
+# as the package of this name takes them; "fa2" wants D = E, and is wrong here
+FLASH_ATTENTION = """
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+def flash_attn_func(query, key, value, causal):
+    rows, keys, values = (x.transpose(1, 2) for x in (query, key, value))
+    return scaled_dot_product_attention(rows, keys, values, is_causal=causal, enable_gqa=True).transpose(1, 2)
+
+def flash_attn_with_kvcache(query, key, value, *, cache_seqlens, causal):
+    assert query.shape[1] == 1 and causal and cache_seqlens.dtype == torch.int32
+    assert EQUAL is False or key.shape[3] == value.shape[3]
+    parts = []
+    for row, length in enumerate(cache_seqlens.tolist()):
+        alone = query[row : row + 1], key[row : row + 1, :length], value[row : row + 1, :length]
+        parts.append(flash_attn_func(*alone, causal=False))
+    return torch.cat(parts) * (1.05 if EQUAL else 1.0)
+"""
+
+
+def run(*arguments: str, packages: Path | None = None) -> str:
+    """What a command prints; modules in the folder `packages` come before others."""
+    paths = [str(path) for path in (packages, ROOT / "src") if path]
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=240
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -26,9 +56,14 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_gpu_benchmark_rehearses(tmp_path: Path) -> None:
+def rehearse(folder: Path, *arguments: str, packages: Path | None = None) -> str:
+    tool = ("tools/bench_gpu", "--rehearse", "--samples", "1", "--output", str(folder))
+    return run(*tool, *arguments, packages=packages)
+
+
+def test_attention_on_a_gpu_rehearses(tmp_path: Path) -> None:
     """Guards against minutes of a GPU lost to a misspelling: every table is written, and can be drawn."""
-    run("tools/bench_gpu", "--rehearse", "--samples", "1", "--output", str(tmp_path))
+    rehearse(tmp_path, "--kinds", "attention")
     rows = read_rows(tmp_path / "attention.csv")
     assert {row["backend"] for row in rows} == {"torch", "sdpa"}
     assert {row["gate"] for row in rows} == {"pass"}
@@ -40,14 +75,58 @@ def test_gpu_benchmark_rehearses(tmp_path: Path) -> None:
         for way in ("forward", "backward")
     }
     assert parts == both | {("select_blocks", "forward")}
-    assert [row["unit"] for row in table(tmp_path / "ceilings.csv")] == ["GB/s", "TFLOP/s"]
+    assert [row["unit"] for row in table(tmp_path / "ceilings.csv")] == ["GB/s", "GB/s", "TFLOP/s"]
     assert "nvidia-smi" in (tmp_path / "device.txt").read_text(encoding="utf-8")
+
+
+def test_decode_on_a_gpu_rehearses(tmp_path: Path) -> None:
+    """Guards against the same for decoding, and against the time of a wrong full attention."""
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for name, equal in (("flash_attn_interface", False), ("flash_attn", True)):
+        (packages / f"{name}.py").write_text(f"EQUAL = {equal}\n{FLASH_ATTENTION}", encoding="utf-8")
+    said = rehearse(tmp_path, "--kinds", "decode", packages=packages)
+    assert "sdpa cudnn grouped: left out, " in said
+    best = read_rows(tmp_path / "decode.csv")
+    assert [(row["batch"], row["backend"]) for row in best] == [
+        (batch, name) for batch in ("1", "3") for name in ("torch", "sdpa", "fa3", "fa2")
+    ]
+    assert {row["backend"]: row["gate"] for row in best} == {
+        "torch": "pass",
+        "sdpa": "pass",
+        "fa3": "pass",
+        "fa2": "fail",
+    }
+    assert {row["caches"] for row in best} == {"3"}
+    assert len(decode.draw(best).axes) == 2
+    every = read_rows(tmp_path / "decode_forms.csv")
+    forms = {(row["backend"], row["form"], row["launch"]) for row in every}
+    assert {("torch", "", "graph"), ("torch", "", "eager"), ("fa3", "", "graph")} < forms
+    assert {("sdpa", f"default {form}", "eager") for form in FORMS} < forms
+    for row in best:
+        times = [float(each["median_ms"]) for each in every if same_step(each, row) and each["median_ms"]]
+        assert times == [] if row["gate"] == "fail" else float(row["median_ms"]) == min(times)
+
+
+def same_step(one: dict[str, str], other: dict[str, str]) -> bool:
+    return all(one[column] == other[column] for column in ("case", "backend"))
+
+
+def test_gpu_benchmark_goes_on_where_it_ended(tmp_path: Path) -> None:
+    """Guards against a case that is measured twice, and a run that is ended in the middle of a case."""
+    options = ("--kinds", "decode", "--batches", "1")
+    assert "1 cases left out" in rehearse(tmp_path, *options, "--minutes", "0")
+    assert not (tmp_path / "decode.csv").exists()
+    rehearse(tmp_path, *options)
+    before = (tmp_path / "decode.csv").read_text(encoding="utf-8")
+    assert "in the tables already" in rehearse(tmp_path, *options)
+    assert (tmp_path / "decode.csv").read_text(encoding="utf-8") == before
 
 
 def test_gpu_benchmark_refuses_to_run_without_a_gpu() -> None:
     """Guards against CPU times in the tables of a GPU."""
     command = [sys.executable, "tools/bench_gpu"]
-    environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin"}
+    environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
     )

@@ -1,207 +1,150 @@
-"""Measure Trisparse on a GPU: ceilings, then the whole op and its parts beside full attention.
+"""Measure Trisparse on a GPU: ceilings, the whole op and its parts beside full attention, and decode steps.
 
     PYTHONPATH=src python tools/bench_gpu                       # everything, benchmarks/results/gpu/
-    PYTHONPATH=src python tools/bench_gpu --lengths 65536 --shapes 64/4x192/128
+    PYTHONPATH=src python tools/bench_gpu --kinds decode --lengths 65536 --shapes 64/4x192/128
     PYTHONPATH=src python tools/bench_gpu --rehearse            # tiny, on the CPU: shows only that it runs
 
-Each call is checked first: rows and gradients against the fp64 reference. What fails gets no times.
+Each call is checked first: rows, gradients and ids against the fp64 reference. What fails gets no times.
+When the minutes are over, the rest is left out; the same command then measures what the tables do not have.
 """
 
 import argparse
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+from attention import DIRECTIONS, AttentionBench
+from budget import Budget
 from ceilings import ceilings
 from clock import Clock, CudaClock, RehearsalClock
-from contenders import Contender, dense, draw, parts, sparse
+from decode import DecodeBench
+from say import say
 from tables import Tables
-from torch import Tensor
 
 import trisparse
+from trisparse.bench.bandwidth import Bandwidth
 from trisparse.bench.cases import Case
-from trisparse.bench.chosen import selection_ratio
-from trisparse.bench.gate import error_ratio
-from trisparse.config import SparseConfig
-from trisparse.testing.sampled_rows import Call, compare_rows, sample_rows
+from trisparse.bench.decode_case import DecodeCase
+from trisparse.bench.rotation import MOST_CACHES
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "gpu"
+# what matters most comes first, here and below
 SHAPES = {
-    "64/4x192/128": (64, 4, 192, 128),
     "64/4x128/128": (64, 4, 128, 128),
+    "64/4x192/128": (64, 4, 192, 128),
     "32/8x128/128": (32, 8, 128, 128),
 }
-LENGTHS = (4096, 8192, 16384, 32768, 65536, 131072)
-_PEAK_OF = {
-    "forward": "forward",
-    "backward": "forward+backward",
-    "forward+backward": "forward+backward",
-}
-DIRECTIONS = tuple(_PEAK_OF)
+LENGTHS = (65536, 8192, 32768, 131072, 16384, 4096)
+BATCHES = (1, 16, 4)
+KINDS = ("attention", "decode")
 REHEARSED_SHAPES = {"4/2x24/16": (4, 2, 24, 16)}
 REHEARSED_LENGTHS = (192,)
+REHEARSED_BATCHES = (1, 3)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bench:
-    """How everything is measured."""
-
-    backend: str
-    device: str
-    clock: Clock
-    tables: Tables
-    directions: Sequence[str]
-    samples: int
-    seconds: float
-    rows: int
-
-    def measure(self, case: Case) -> None:
-        """All contenders of one case: check, memory, times."""
-        tensors = draw(case, self.device)
-        whole, ids = sparse(tensors, case, self.backend)
-        rows = sample_rows(case.tokens, self.rows)
-        chosen = _selection(tensors, ids, case.config, rows)
-        ratios = {}
-        checked = []
-        for contender in (whole, *dense(tensors, self.device == "cpu")):
-            ratio = self._judge(case, contender, rows)
-            if ratio is None:
-                continue
-            checked.append(contender)
-            ratios[contender.name] = max(ratio, chosen) if contender is whole else ratio
-        for direction in self.directions:
-            self._time(case, direction, checked, ratios)
-            if direction != "forward+backward":
-                self._time(case, direction, list(parts(tensors, ids, case, self.backend)), ratios)
-
-    def _judge(self, case: Case, contender: Contender, rows: list[slice]) -> float | None:
-        """The worst error over what is allowed; None if it cannot run here at all."""
-        assert contender.call is not None
-        gradients = self.directions != ["forward"]
-        try:
-            ratio = _worst_ratio(contender.call, rows, gradients)
-        except (RuntimeError, torch.OutOfMemoryError) as error:
-            if contender.name == self.backend and not isinstance(error, torch.OutOfMemoryError):
-                raise
-            _say(f"{case.name} {contender.name}: left out, {str(error).splitlines()[0]}")
-            return None
-        _say(f"{case.name} {contender.name}: error {ratio:.3g} of what is allowed")
-        return ratio
-
-    def _time(
-        self, case: Case, direction: str, contenders: Sequence[Contender], ratios: dict[str, float]
-    ) -> None:
-        if direction != "forward":
-            contenders = [each for each in contenders if each.differentiable]
-        calls, peaks = {}, {}
-        for each in contenders:
-            key = f"{each.name} {each.part}"
-            if ratios.get(each.name, math.inf) > 1.0:
-                continue
-            try:
-                # what a backward needs includes what its forward saved
-                peaks[key] = self.clock.peak_bytes(_prepare(each, _PEAK_OF[direction]))
-                calls[key] = _prepare(each, direction)
-            except torch.OutOfMemoryError:
-                calls.pop(key, None)
-                _say(f"{case.name} {direction} {key}: out of memory")
-        times = self.clock.time(calls, self.samples, self.seconds)
-        for each in contenders:
-            key = f"{each.name} {each.part}"
-            ratio = ratios.get(each.name, math.inf)
-            if key not in times and ratio <= 1.0:
-                continue
-            taken = times.get(key, [])
-            self.tables.add(case, each.name, each.part, direction, taken, ratio, peaks.get(key))
-            shown = f"{sorted(taken)[len(taken) // 2]:.3f} ms" if taken else "failed its check"
-            _say(f"{case.name} {direction} {key}: {shown}")
-
-
-def _prepare(contender: Contender, direction: str) -> Callable[[], object]:
-    """The call to time. A backward starts from a graph that is kept."""
-    if direction == "forward":
-
-        def forward() -> Tensor:
-            with torch.no_grad():
-                return contender.forward(contender.leaves)
-
-        return forward
-    leaves = tuple(tensor.detach().requires_grad_() for tensor in contender.leaves)
-    # as the output lies in memory, so that no call pays for a copy of it
-    grad_out = torch.randn_like(contender.forward(leaves))
-    if direction == "forward+backward":
-        return lambda: torch.autograd.grad(contender.forward(leaves), leaves, grad_out)
-    out = contender.forward(leaves)
-    return lambda: torch.autograd.grad(out, leaves, grad_out, retain_graph=True)
-
-
-def _worst_ratio(call: Call, rows: list[slice], gradients: bool) -> float:
-    found = compare_rows(call, rows, gradients=gradients)
-    ratios = [error_ratio(each.actual, each.low, each.gold, gradient=each.gradient) for each in found]
-    return max(math.inf if math.isnan(ratio) else ratio for ratio in ratios)
-
-
-def _selection(tensors: Sequence[Tensor], ids: Tensor, config: SparseConfig, rows: Sequence[slice]) -> float:
-    """How far the chosen blocks of some rows are from the best ones, over what rounding allows."""
-    query, key = tensors[:2]
-    return max(selection_ratio(ids[:, row], query[:, row], key, config, row.start) for row in rows)
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+def _cases(chosen: argparse.Namespace) -> Iterator[tuple[str, Case]]:
+    """Kind and sizes of everything that is to be measured."""
+    shapes = REHEARSED_SHAPES if chosen.rehearse else SHAPES
+    lengths = chosen.lengths or (REHEARSED_LENGTHS if chosen.rehearse else LENGTHS)
+    batches = chosen.batches or (REHEARSED_BATCHES if chosen.rehearse else BATCHES)
+    for name in chosen.shapes or shapes:
+        heads, groups, head_dim, value_dim = shapes[name]
+        sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "value_dim": value_dim}
+        if "attention" in chosen.kinds:
+            yield from (("attention", Case(tokens=tokens, **sizes)) for tokens in lengths)
+        if "decode" in chosen.kinds:
+            for batch in batches:
+                yield from (("decode", DecodeCase(tokens=x, batch=batch, **sizes)) for x in lengths)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench_gpu", description=(__doc__ or ""), formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, help="query heads/KV groups x head/value dim")
     parser.add_argument("--lengths", nargs="+", type=int)
+    parser.add_argument("--batches", nargs="+", type=int, help="of decode steps; attention has batch 1")
     parser.add_argument("--directions", nargs="+", choices=DIRECTIONS, default=["forward", "backward"])
     parser.add_argument("--samples", type=int, default=9, help="timings of each call")
     parser.add_argument("--seconds", type=float, default=8.0, help="time for each case and direction")
     parser.add_argument("--rows", type=int, default=8, help="rows compared with the reference")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no case begins that may end later")
     parser.add_argument("--output", type=Path, help=f"folder of the tables; {RESULTS} unless rehearsing")
     parser.add_argument("--rehearse", action="store_true", help="tiny sizes on the CPU, by the torch backend")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.rehearse and chosen.shapes:
+        parser.error("--shapes: a rehearsal has a shape of its own")
+    return chosen
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    chosen = _parse(arguments)
-    backend, device = ("torch", "cpu") if chosen.rehearse else ("triton", "cuda")
-    reason = trisparse.available_backends()[backend]
-    if reason is not None or (device == "cuda" and not torch.cuda.is_available()):
-        _say(f"bench_gpu: {reason or 'no CUDA device'}; --rehearse runs without one")
-        return 2
-    shapes = REHEARSED_SHAPES if chosen.rehearse else SHAPES
-    lengths = chosen.lengths or (REHEARSED_LENGTHS if chosen.rehearse else LENGTHS)
-    folder = chosen.output or (Path(tempfile.mkdtemp()) if chosen.rehearse else RESULTS)
-    bench = Bench(
+def _measure_ceilings(clock: Clock, tables: Tables, device: str, small: bool) -> Bandwidth:
+    found = {}
+    for what, amount, unit in ceilings(clock, device, small):
+        tables.add_ceiling(what, amount, unit)
+        say(f"{what}: {amount:.1f} {unit}")
+        found[what] = amount
+    return Bandwidth(copy=found["copy"], read=found["read"])
+
+
+def _benches(
+    chosen: argparse.Namespace, backend: str, device: str, tables: Tables
+) -> dict[str, AttentionBench | DecodeBench]:
+    clock: Clock = RehearsalClock() if chosen.rehearse else CudaClock()
+    bandwidth = _measure_ceilings(clock, tables, device, chosen.rehearse)
+    attention = AttentionBench(
         backend=backend,
         device=device,
-        clock=RehearsalClock() if chosen.rehearse else CudaClock(),
-        tables=Tables(folder, device),
+        clock=clock,
+        tables=tables,
         directions=chosen.directions,
         samples=chosen.samples,
         seconds=chosen.seconds,
         rows=chosen.rows,
     )
-    _say(bench.tables.describe_device())
-    for what, amount, unit in ceilings(bench.clock, device, chosen.rehearse):
-        bench.tables.add_ceiling(what, amount, unit)
-        _say(f"{what}: {amount:.1f} {unit}")
-    for name in chosen.shapes or shapes:
-        heads, groups, head_dim, value_dim = shapes[name]
-        for tokens in lengths:
-            bench.measure(
-                Case(tokens=tokens, heads=heads, groups=groups, head_dim=head_dim, value_dim=value_dim)
-            )
-    _say(f"tables in {folder}")
+    decode = DecodeBench(
+        backend=backend,
+        device=torch.device(device),
+        clock=clock,
+        tables=tables,
+        bandwidth=bandwidth,
+        samples=chosen.samples,
+        seconds=chosen.seconds,
+        most_caches=3 if chosen.rehearse else MOST_CACHES,
+        least_steps=4 if chosen.rehearse else 16,
+    )
+    return {"attention": attention, "decode": decode}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    chosen = _parse(arguments)
+    budget = Budget(chosen.minutes)
+    backend, device = ("torch", "cpu") if chosen.rehearse else ("triton", "cuda")
+    reason = trisparse.available_backends()[backend]
+    if reason is not None or (device == "cuda" and not torch.cuda.is_available()):
+        say(f"bench_gpu: {reason or 'no CUDA device'}; --rehearse runs without one")
+        return 2
+    tables = Tables(
+        chosen.output or (Path(tempfile.mkdtemp()) if chosen.rehearse else RESULTS), torch.device(device)
+    )
+    say(tables.describe_device())
+    benches = _benches(chosen, backend, device, tables)
+    left_out = 0
+    for kind, case in _cases(chosen):
+        bench = benches[kind]
+        if bench.is_done(case):
+            say(f"{case.name} {kind}: in the tables already")
+        elif budget.allows(kind):
+            with budget.spend(kind):
+                bench.measure(case)
+        else:
+            left_out += 1
+            say(f"{case.name} {kind}: left out, the {chosen.minutes:g} minutes are over")
+    say(f"tables in {tables.folder}")
+    if left_out:
+        say(f"{left_out} cases left out: the same command goes on with them")
     return 0
 
 

@@ -42,6 +42,18 @@ class CudaClock:
         stop.synchronize()
         return start.elapsed_time(stop)
 
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        """`call` as a CUDA graph: what replays it. Its kernels must have run before."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         """The most that `call` held beyond what was there before."""
         torch.cuda.empty_cache()
@@ -60,6 +72,9 @@ class RehearsalClock:
     ) -> dict[str, list[float]]:
         taken = time_interleaved(calls, samples, seconds)
         return {name: [1000 * time for time in some] for name, some in taken.items()}
+
+    def capture(self, call: Callable[[], object]) -> Callable[[], object]:
+        return call
 
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         call()

@@ -107,9 +107,9 @@ def dense(tensors: Tensors, rehearsal: bool) -> Iterator[Contender]:
             "sdpa": lambda *heads: _sdpa(SDPBackend.FLASH_ATTENTION, *heads),
             "cudnn": lambda *heads: _sdpa(SDPBackend.CUDNN_ATTENTION, *heads),
         }
-        flash = _flash_attention_3()
-        if flash is not None:
-            runs["fa3"] = flash
+    flash = _flash_attention_3()
+    if flash is not None:
+        runs["fa3"] = flash
     for name, run in runs.items():
         yield _full(name, run, query, key, value)
 

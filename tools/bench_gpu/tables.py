@@ -1,4 +1,4 @@
-"""The files of one run: attention.csv as the figures read it, and what they have no column for."""
+"""The files of a run: attention.csv and decode.csv as figures read them, and what has no column there."""
 
 import csv
 import io
@@ -13,20 +13,39 @@ import torch
 from trisparse.bench.cases import Case, dtype_name
 from trisparse.bench.table import append_rows, environment
 from trisparse.files import write_whole
+from trisparse.report import decode
 from trisparse.report.measurement import COLUMNS, TIMES
+from trisparse.report.rows import read_rows
 
 SETTING = ["tokens", "heads", "groups", "head_dim", "value_dim", "dtype", "batch"]
 ORIGIN = ["device", "torch", "triton", "commit", "date"]
 PARTS = ["case", "backend", "part", "direction", *SETTING, *TIMES, "samples", "peak_mib", "gate", *ORIGIN]
+# every form of every step; decode.csv has the fastest of each backend
+FORMS = [*decode.COLUMNS, "launch", "triton"]
 CEILINGS = ["what", "amount", "unit", *ORIGIN]
 
 
 class Tables:
-    """Rows are written as soon as there are any: a run that ends early keeps what it has."""
+    """Rows are written as soon as there are any: one that ends early keeps what it has, the next goes on."""
 
-    def __init__(self, folder: Path, device: str) -> None:
+    def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
         self.facts = {**environment(device), "triton": _triton_version()}
+        self._earlier = {name: self._measured(name) for name in ("attention.csv", "decode.csv")}
+
+    def _measured(self, name: str) -> set[tuple[str, str]]:
+        """Case and direction of what earlier runs of this commit measured on this device."""
+        path, same = self.folder / name, ("device", "torch", "commit")
+        rows = read_rows(path) if path.is_file() else []
+        return {
+            (row["case"], row["direction"])
+            for row in rows
+            if all(row[column] == self.facts[column] for column in same)
+        }
+
+    def has(self, name: str, case: str, direction: str) -> bool:
+        """Whether an earlier run ended this case: its rows were written to the table of this name."""
+        return (case, direction) in self._earlier[name]
 
     def describe_device(self) -> str:
         """What nvidia-smi says, written down; nothing is measured on a device that nobody named."""
@@ -49,8 +68,8 @@ class Tables:
         milliseconds: Sequence[float],
         worst_ratio: float,
         peak_bytes: int | None,
-    ) -> None:
-        """One timed call; without times where its check failed."""
+    ) -> dict[str, str]:
+        """One timed call, a row of parts.csv; without times where its check failed."""
         passed = worst_ratio <= 1.0
         spread = (median(milliseconds), min(milliseconds), max(milliseconds)) if passed else ()
         times = [f"{time:.4f}" for time in spread] or [""] * len(TIMES)
@@ -70,8 +89,17 @@ class Tables:
             **self.facts,
         }
         _append(self.folder / "parts.csv", PARTS, [row])
-        if part == "whole":
-            append_rows(self.folder / "attention.csv", [{column: row[column] for column in COLUMNS}])
+        return row
+
+    def finish(self, rows: Sequence[dict[str, str]]) -> None:
+        """All whole calls of one case and direction, when their parts are written too."""
+        append_rows(self.folder / "attention.csv", [{name: row[name] for name in COLUMNS} for row in rows])
+
+    def add_decode(self, every: Sequence[dict[str, str]], best: Sequence[dict[str, str]]) -> None:
+        """The steps of one case: in every form, and in the best of each backend."""
+        forms = [{**row, "triton": self.facts["triton"]} for row in every]
+        append_rows(self.folder / "decode_forms.csv", forms, FORMS)
+        append_rows(self.folder / "decode.csv", best, decode.COLUMNS)
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:

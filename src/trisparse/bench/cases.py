@@ -89,12 +89,17 @@ def dense_inputs(case: Case, device: torch.device, seed: int = 0) -> Tensors:
 
 
 class Normal:
-    """Seeded normal tensors, drawn on the CPU so that every device gets the same numbers."""
+    """Seeded normal tensors, drawn on the CPU so that every device gets the same numbers.
 
-    def __init__(self, case: Case, device: torch.device, seed: int) -> None:
+    With `on_device` they are drawn where they are wanted: a CPU would take minutes to fill a GPU's memory.
+    """
+
+    def __init__(self, case: Case, device: torch.device, seed: int, *, on_device: bool = False) -> None:
         self.case, self.device = case, device
-        self.generator = torch.Generator().manual_seed(seed)
+        self.source = device if on_device else torch.device("cpu")
+        self.generator = torch.Generator(self.source).manual_seed(seed)
 
     def draw(self, *shape: int) -> Tensor:
-        numbers = torch.randn(self.case.batch, *shape, generator=self.generator)
+        sizes = (self.case.batch, *shape)
+        numbers = torch.randn(sizes, generator=self.generator, device=self.source)
         return numbers.to(self.device, self.case.dtype)

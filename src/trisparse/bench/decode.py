@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import torch
 from torch import Tensor
@@ -11,15 +10,13 @@ from trisparse.bench.bandwidth import Bandwidth, measure_bandwidth
 from trisparse.bench.decode_case import DecodeCase
 from trisparse.bench.gate import Verdict
 from trisparse.bench.rotation import caches_needed, rotate
-from trisparse.bench.row import finished_row
 from trisparse.bench.step import Step
 from trisparse.bench.step_contender import StepContender, step_contenders
 from trisparse.bench.step_gate import judge_step
-from trisparse.bench.table import environment
+from trisparse.bench.step_row import TimedStep
 from trisparse.bench.timing import time_interleaved
 from trisparse.bench.traffic import token_bytes
 from trisparse.config import SparseConfig
-from trisparse.report.decode import COLUMNS
 from trisparse.report.rows import Rows
 
 # calls of each form before the fastest is taken
@@ -141,27 +138,16 @@ class _Bench:
             entry.form = min(times, key=lambda form: min(times[form]))
 
     def _row(self, entry: "_Entry", verdict: Verdict, seconds: Sequence[float]) -> dict[str, str]:
-        each, case = entry.contender, entry.case
-        # ids of a red gate may be anything
-        read = each.bytes_read(case, entry.ids()) if verdict.passed else 0
-        tokens = [each.tokens_read(length, case) for length in case.lengths]
-        known = {
-            "case": case.name,
-            "backend": each.name,
-            "direction": case.direction,
-            "instructions": each.instructions(case.dtype),
-            **case.setting(),
-            **environment(self.device),
-            "form": entry.form,
-            "new_tokens": str(case.new_tokens),
-            "caches": str(len(entry.steps)),
-            "tokens_read": f"{sum(tokens) / len(tokens):.0f}",
-            "megabytes_read": f"{1e-6 * read:.3f}" if verdict.passed else "",
-            "gigabytes_per_second": f"{1e-9 * read / median(seconds):.2f}" if verdict.passed else "",
-            "copy_gigabytes_per_second": f"{self.bandwidth.copy:.2f}",
-            "read_gigabytes_per_second": f"{self.bandwidth.read:.2f}",
-        }
-        return finished_row(known, verdict, seconds, COLUMNS)
+        timed = TimedStep(
+            contender=entry.contender,
+            case=entry.case,
+            form=entry.form,
+            ids=entry.ids() if verdict.passed else None,
+            verdict=verdict,
+            seconds=seconds,
+            caches=len(entry.steps),
+        )
+        return timed.row(self.device, self.bandwidth)
 
 
 @dataclass

@@ -71,7 +71,7 @@ def _new_tokens(case: DecodeCase, device: torch.device, seed: int) -> tuple[Tens
 
 def _fill(cache: BatchCache, case: DecodeCase, device: torch.device, prefixes: Sequence[str]) -> None:
     """Random tokens in the buffers of these names. Row by row: numbers are drawn in a wider type."""
-    normal = Normal(replace(case, batch=1), device, seed=1)
+    normal = Normal(replace(case, batch=1), device, seed=1, on_device=True)
     sizes = {"key": case.head_dim, "value": case.value_dim}
     names = [(prefix, part) for prefix in prefixes for part in sizes]
     like = {part: torch.empty(case.batch, 0, case.groups, size) for part, size in sizes.items()}

@@ -124,8 +124,8 @@ class SparseStep:
         return sparse_bytes(case, ids)
 
 
-class _Full:
-    """What the two full attentions share; a cache is two tensors [B, room, G, *]."""
+class Full:
+    """What full attentions share; a cache is two tensors [B, room, G, *]."""
 
     def select(self, _: Step, __: DecodeCase) -> None:
         return None
@@ -148,7 +148,7 @@ class _Full:
 
 
 @dataclass(frozen=True)
-class DenseStep(_Full):
+class DenseStep(Full):
     """Full attention by our own kernels: a window as wide as the context. The form is the backend."""
 
     backend: str
@@ -176,7 +176,7 @@ class DenseStep(_Full):
 
 
 @dataclass(frozen=True)
-class SdpaStep(_Full):
+class SdpaStep(Full):
     """PyTorch's `scaled_dot_product_attention` over a cache [B, G, room, *]: the baseline."""
 
     name: str = BASELINE
