@@ -6,28 +6,54 @@ python tools/kernel_floors.py --tokens 65536 --heads 64 --groups 4 --head-dim 19
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
-from trisparse.triton.cost import GPUS, Cost, Shape, backward_costs, floor, forward_costs
+from trisparse.triton.cost import GPUS, Cost, Gpu, Shape, backward_costs, floor, forward_costs
+from trisparse.triton.decode_cost import decode_costs, dense_decode_cost
 
 _FORM = "{:26} {:>9} {:>9} {:>9} {:>9} {:>10} {}\n"
 
 
-def _lines(shape: Shape, gpu_name: str) -> Iterator[str]:
-    gpu = GPUS[gpu_name]
+class Scale(NamedTuple):
+    """Units in which the numbers of some kernels are readable."""
+
+    flops: float
+    exponentials: float
+    moved: float
+    seconds: float
+    header: tuple[str, ...]
+
+
+_CALL = Scale(1e12, 1e9, 1e9, 1e-3, ("TFLOP", "G exp", "HBM GB", "L2 GB", "floor ms"))
+_STEP = Scale(1e9, 1e6, 1e6, 1e-6, ("GFLOP", "M exp", "HBM MB", "L2 MB", "floor us"))
+
+
+def _lines(shape: Shape, gpu: Gpu) -> Iterator[str]:
     yield f"{gpu.name}: {gpu.source}\n"
-    yield _FORM.format("kernel", "TFLOP", "G exp", "HBM GB", "L2 GB", "floor ms", "bound by")
-    for title, costs in (("forward", forward_costs(shape)), ("backward", backward_costs(shape))):
+    for title, scale, costs in (
+        ("forward", _CALL, forward_costs(shape)),
+        ("backward", _CALL, backward_costs(shape)),
+        ("decode step", _STEP, decode_costs(shape)),
+    ):
+        yield _FORM.format(title, *scale.header, "bound by")
         total = 0.0
         for cost in costs:
-            least = floor(cost, gpu)
-            total += least.seconds
-            yield _FORM.format(*_numbers(cost), f"{1e3 * least.seconds:.3f}", least.bound)
-        yield _FORM.format(f"{title} in all", "", "", "", "", f"{1e3 * total:.3f}", "")
+            total += floor(cost, gpu).seconds
+            yield _line(cost, gpu, scale)
+        yield _FORM.format(f"{title} in all", "", "", "", "", f"{total / scale.seconds:.3f}", "")
+    yield _line(dense_decode_cost(shape), gpu, _STEP)
 
 
-def _numbers(cost: Cost) -> Sequence[str]:
-    scaled = (cost.flops / 1e12, cost.exponentials / 1e9, cost.hbm_bytes / 1e9, cost.l2_bytes / 1e9)
-    return cost.kernel, *(f"{number:.3f}" for number in scaled)
+def _line(cost: Cost, gpu: Gpu, scale: Scale) -> str:
+    least = floor(cost, gpu)
+    numbers = (
+        cost.flops / scale.flops,
+        cost.exponentials / scale.exponentials,
+        cost.hbm_bytes / scale.moved,
+        cost.l2_bytes / scale.moved,
+        least.seconds / scale.seconds,
+    )
+    return _FORM.format(cost.kernel, *(f"{number:.3f}" for number in numbers), least.bound)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     sizes = vars(parser.parse_args(arguments))
-    gpu_name = sizes.pop("gpu")
-    sys.stdout.writelines(_lines(Shape(**sizes), gpu_name))
+    gpu = GPUS[sizes.pop("gpu")]
+    sys.stdout.writelines(_lines(Shape(**sizes), gpu))
 
 
 if __name__ == "__main__":

@@ -145,6 +145,7 @@ def test_floors_are_printed() -> None:
     text = run("tools/kernel_floors.py", "--tokens", "4096", "--gpu", "A100")
     assert "selected_forward" in text
     assert "backward in all" in text
+    assert "decode_join" in text
 
 
 def test_resources_are_written(tmp_path: Path) -> None:

@@ -17,11 +17,11 @@ from trisparse.triton.selected_backward import KEY_TILES as SELECTED_KEY_TILES
 from trisparse.triton.topn import TILES as TOPN_TILES
 from trisparse.triton.window_forward import TILES as WINDOW_TILES
 
-_ELEMENT_BYTES = 2
-_LSE_BYTES = 4
-_ID_BYTES = 4
-# a gate may be fp32 beside bf16 inputs; a delta and a gate's gradient are computed in it
-_FP32_BYTES = 4
+ELEMENT_BYTES = 2
+LSE_BYTES = 4
+ID_BYTES = 4
+# a gate may be fp32 beside bf16 inputs; a delta, a gate's gradient and what decoding leaves unfinished are
+FP32_BYTES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def floor(cost: Cost, gpu: Gpu) -> Floor:
 
 def forward_costs(shape: Shape) -> list[Cost]:
     """The kernels of one forward call, in the order in which they run."""
-    config, sizes = shape.config, _Bytes(shape)
+    config, sizes = shape.config, Bytes(shape)
     compressed = compressed_pairs(shape.tokens, config)
     selected = selected_pairs(shape.tokens, config)
     window = window_pairs(shape.tokens, config)
@@ -173,33 +173,33 @@ def forward_costs(shape: Shape) -> list[Cost]:
     outputs = sizes.out + sizes.lse
     tokens = sizes.query + outputs
     # the compressed branch chooses its tile by the key alone
-    compressed_tile = _tile(COMPRESSED_TILES, shape.head_dim)
-    window_tile = _tile(WINDOW_TILES, shape.head_dim, shape.value_dim)
+    compressed_tile = hopper_tile(COMPRESSED_TILES, shape.head_dim)
+    window_tile = hopper_tile(WINDOW_TILES, shape.head_dim, shape.value_dim)
     return [
         _walk("compressed_forward", shape, compressed, both, compressed_tile.rows, sizes.compressed, tokens),
         _score(shape, compressed),
         _walk("selected_forward", shape, selected, both, shape.group, sizes.raw, tokens + sizes.ids),
         _walk("window_forward", shape, window, both, window_tile.rows, sizes.raw, tokens),
-        _stream("combine_forward", 3 * sizes.out + sizes.gates + sizes.out),
+        stream("combine_forward", 3 * sizes.out + sizes.gates + sizes.out),
     ]
 
 
 def backward_costs(shape: Shape) -> list[Cost]:
     """The kernels of one backward call."""
-    sizes, config = _Bytes(shape), shape.config
-    costs = [_stream("combine_backward", 4 * sizes.out + 2 * sizes.gates + 3 * sizes.lse)]
+    sizes, config = Bytes(shape), shape.config
+    costs = [stream("combine_backward", 4 * sizes.out + 2 * sizes.gates + 3 * sizes.lse)]
     # each row's query, gradient of the output, log-sum-exp, delta and gate
     inputs = sizes.query + sizes.out + 2 * sizes.lse + sizes.gates // 3
     # d query is added up in fp32, branch by branch; the last one rounds it
-    total = sizes.query * _FP32_BYTES // _ELEMENT_BYTES
+    total = sizes.query * FP32_BYTES // ELEMENT_BYTES
     # scores and their gradients again, then d query
     flops = 2 * (2 * shape.head_dim + shape.value_dim)
     dims = shape.head_dim, shape.value_dim
 
     compressed, keys = compressed_pairs(shape.tokens, config), sizes.compressed
-    rows = _tile(BAND_QUERY_TILES, *dims).rows
+    rows = hopper_tile(BAND_QUERY_TILES, *dims).rows
     costs.append(_walk("compressed_query_gradient", shape, compressed, flops, rows, keys, inputs + total))
-    tile = _tile(BAND_KEY_TILES, *dims)
+    tile = hopper_tile(BAND_KEY_TILES, *dims)
     costs.append(_key_gradient("compressed", shape, compressed, tile.keys, keys, inputs))
 
     selected, moved = selected_pairs(shape.tokens, config), inputs + sizes.ids
@@ -207,44 +207,44 @@ def backward_costs(shape: Shape) -> list[Cost]:
     costs.append(
         _walk("selected_query_gradient", shape, selected, flops, shape.group, sizes.raw, moved_twice)
     )
-    costs.append(_stream("block_index", 2 * sizes.ids))
-    tile = _tile(SELECTED_KEY_TILES, *dims)
+    costs.append(stream("block_index", 2 * sizes.ids))
+    tile = hopper_tile(SELECTED_KEY_TILES, *dims)
     costs.append(_key_gradient("selected", shape, selected, tile.keys, sizes.raw, moved))
 
     window, moved = window_pairs(shape.tokens, config), inputs + total + sizes.query
-    rows = _tile(BAND_QUERY_TILES, *dims).rows
+    rows = hopper_tile(BAND_QUERY_TILES, *dims).rows
     costs.append(_walk("window_query_gradient", shape, window, flops, rows, sizes.raw, moved))
-    tile = _tile(BAND_KEY_TILES, *dims)
+    tile = hopper_tile(BAND_KEY_TILES, *dims)
     costs.append(_key_gradient("window", shape, window, tile.keys, sizes.raw, inputs))
     return costs
 
 
-def _tile(tiles: PinnedTiles, *dims: int) -> Tile:
+def hopper_tile(tiles: PinnedTiles, *dims: int) -> Tile:
     """The tile that a Hopper GPU pins for bf16 rows of these dims."""
     rows = (torch.empty(1, 1, 1, dim, dtype=torch.bfloat16, device="meta") for dim in dims)
     with assume_memory("large"):
         return pinned(tiles, *rows)
 
 
-class _Bytes:
+class Bytes:
     """Sizes of the tensors of one call."""
 
     def __init__(self, shape: Shape) -> None:
-        element, config = _ELEMENT_BYTES, shape.config
+        element, config = ELEMENT_BYTES, shape.config
         channels = shape.head_dim + shape.value_dim
         per_group = shape.batch * shape.groups * element
         blocks = config.num_compressed(shape.tokens)
         self.query = shape.rows * shape.head_dim * element
         self.out = shape.rows * shape.value_dim * element
-        self.lse = shape.rows * _LSE_BYTES
-        self.gates = shape.rows * 3 * _FP32_BYTES
+        self.lse = shape.rows * LSE_BYTES
+        self.gates = shape.rows * 3 * FP32_BYTES
         self.raw = shape.tokens * channels * per_group
         self.compressed = blocks * channels * per_group
         self.key_cmp = blocks * shape.head_dim * per_group
-        self.ids = shape.batch * shape.tokens * shape.groups * config.num_selected * _ID_BYTES
+        self.ids = shape.batch * shape.tokens * shape.groups * config.num_selected * ID_BYTES
 
 
-def _stream(kernel: str, moved: int) -> Cost:
+def stream(kernel: str, moved: int) -> Cost:
     """A kernel that reads and writes each row once."""
     return Cost(kernel=kernel, flops=0, exponentials=0, hbm_bytes=moved, l2_bytes=moved)
 
@@ -258,7 +258,7 @@ def _walk(kernel: str, shape: Shape, pairs: int, flops: int, sharing: int, keys:
     """
     all_pairs = pairs * shape.batch * shape.heads
     channels = shape.head_dim + shape.value_dim
-    repeated = all_pairs * channels * _ELEMENT_BYTES // max(sharing, shape.group)
+    repeated = all_pairs * channels * ELEMENT_BYTES // max(sharing, shape.group)
     return Cost(
         kernel=kernel,
         flops=all_pairs * flops,
@@ -270,9 +270,9 @@ def _walk(kernel: str, shape: Shape, pairs: int, flops: int, sharing: int, keys:
 
 def _score(shape: Shape, pairs: int) -> Cost:
     """Scores and top-n: a tile of tokens meets each tile of keys head by head, and reads its queries anew."""
-    sizes = _Bytes(shape)
+    sizes = Bytes(shape)
     all_pairs = pairs * shape.batch * shape.heads
-    queries = all_pairs * shape.head_dim * _ELEMENT_BYTES // _tile(TOPN_TILES, shape.head_dim).keys
+    queries = all_pairs * shape.head_dim * ELEMENT_BYTES // hopper_tile(TOPN_TILES, shape.head_dim).keys
     return Cost(
         kernel="topn",
         flops=all_pairs * 2 * shape.head_dim,
@@ -289,7 +289,7 @@ def _key_gradient(branch: str, shape: Shape, pairs: int, sharing: int, keys: int
     """
     all_pairs = pairs * shape.batch * shape.heads
     channels = shape.head_dim + shape.value_dim
-    row_bytes = channels * _ELEMENT_BYTES + 3 * _FP32_BYTES
+    row_bytes = channels * ELEMENT_BYTES + 3 * FP32_BYTES
     return Cost(
         kernel=f"{branch}_key_gradient",
         flops=all_pairs * 4 * channels,
