@@ -2,6 +2,8 @@
 
 python tools/kernel_resources.py                          # benchmarks/results/kernel_resources.csv
 python tools/kernel_resources.py --targets sm_90 --match window --output -
+
+Rows of the output file that are still those of the kernels as they are now are kept and not compiled again.
 """
 
 import argparse
@@ -9,7 +11,7 @@ import csv
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -18,7 +20,17 @@ from pathlib import Path
 import triton
 
 from trisparse.files import write_whole
-from trisparse.triton.resources import TARGETS, Resources, all_variants, home_of, inspect
+from trisparse.report.rows import read_rows
+from trisparse.triton.resources import (
+    TARGETS,
+    Resources,
+    Target,
+    all_variants,
+    fingerprint,
+    inspect,
+    targets_of,
+)
+from trisparse.triton.variants import KernelVariant
 from trisparse.version import __version__
 
 COLUMNS = [
@@ -38,9 +50,12 @@ COLUMNS = [
     "loads_4",
     "loads_narrow",
     "status",
+    "fingerprint",
     "triton",
     "trisparse",
 ]
+# what compiles alike: the fingerprint and the target
+Key = tuple[str, str]
 DEFAULT = Path(__file__).parents[1] / "benchmarks" / "results" / "kernel_resources.csv"
 
 
@@ -66,55 +81,85 @@ def _numbers(found: Resources) -> dict[str, str]:
     }
 
 
-def rows_of(targets: Sequence[str], match: str, processes: int, seconds: float) -> Iterator[dict[str, str]]:
+def known_rows(path: Path) -> dict[Key, dict[str, str]]:
+    """What an earlier run of this version of Triton measured, by what compiles alike."""
+    rows = read_rows(path) if path.is_file() else []
+    return {
+        (row["fingerprint"], row["target"]): row
+        for row in rows
+        if row.get("fingerprint") and row["triton"] == triton.__version__ and row["registers"]
+    }
+
+
+def rows_of(
+    targets: Sequence[str], match: str, known: Mapping[Key, dict[str, str]], processes: int, seconds: float
+) -> Iterator[dict[str, str]]:
     """A row per variant and target, in the order of their names; one that fails says so in `status`.
 
-    No targets are the one that each variant is made for.
+    No targets are those on which a launch may choose the variant. What is `known` is not compiled.
     """
     wanted = [(module, variant) for module, variant in all_variants() if match in variant.name]
-    jobs: list[tuple[dict[str, str], Future[Resources]]] = []
+    jobs: dict[Key, Future[Resources]] = {}
+    rows: list[tuple[Key, dict[str, str]]] = []
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
         for module, variant in sorted(wanted, key=lambda pair: (pair[0], pair[1].name)):
-            for target in targets or [home_of(variant).name]:
-                known = {
-                    "module": module,
-                    "variant": variant.name,
-                    "target": target,
-                    "num_warps": str(variant.num_warps),
-                    "num_stages": str(variant.num_stages),
-                    "triton": triton.__version__,
-                    "trisparse": __version__,
-                }
-                jobs.append((known, pool.submit(_inspect_named, variant.name, target)))
-        for known, job in jobs:
-            numbers, status = _outcome(job, seconds)
-            row = {**known, **numbers, "status": status}
-            yield {column: row.get(column, "") for column in COLUMNS}
+            for target in [TARGETS[name] for name in targets] or targets_of(variant):
+                key = fingerprint(variant), target.name
+                rows.append((key, _facts(module, variant, target, key)))
+                if key not in known and key not in jobs:
+                    jobs[key] = pool.submit(_inspect_named, variant.name, target.name)
+        for key, facts in rows:
+            found = {**known[key], **facts} if key in known else {**facts, **_outcome(jobs[key], seconds)}
+            found["status"] = found.get("failure") or _verdict(found, TARGETS[key[1]])
+            yield {column: found.get(column, "") for column in COLUMNS}
 
 
-def _outcome(job: Future[Resources], seconds: float) -> tuple[dict[str, str], str]:
+def _facts(module: str, variant: KernelVariant, target: Target, key: Key) -> dict[str, str]:
+    """What is known before anything is compiled."""
+    return {
+        "module": module,
+        "variant": variant.name,
+        "target": target.name,
+        "num_warps": str(variant.num_warps),
+        "num_stages": str(variant.num_stages),
+        "fingerprint": key[0],
+        "triton": triton.__version__,
+        "trisparse": __version__,
+    }
+
+
+def _verdict(row: Mapping[str, str], target: Target) -> str:
+    return "ok" if int(row["shared_bytes"]) <= target.shared_bytes else "too much shared memory"
+
+
+def _outcome(job: Future[Resources], seconds: float) -> dict[str, str]:
+    """The numbers of a binary, or why there are none."""
     try:
-        return _numbers(job.result(timeout=seconds)), "ok"
+        return _numbers(job.result(timeout=seconds))
     except (TimeoutError, BrokenProcessPool, RuntimeError, ValueError) as error:
         lines = str(error).strip().splitlines() or [""]
-        return {}, f"{type(error).__name__}: {lines[-1]}"
+        return {"failure": f"{type(error).__name__}: {lines[-1]}"}
     except Exception as error:  # the compiler's own, which share no base class
-        return {}, f"{type(error).__name__}"
+        return {"failure": type(error).__name__}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--targets", nargs="+", choices=TARGETS, default=[], help="else each variant's own")
+    parser.add_argument(
+        "--targets", nargs="+", choices=TARGETS, default=[], help="else those of each variant"
+    )
     parser.add_argument("--match", default="", help="only variants whose name contains this")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seconds", type=float, default=300.0, help="longest wait for one result")
     parser.add_argument("--output", default=str(DEFAULT), help="CSV file, or - for standard output")
+    parser.add_argument("--afresh", action="store_true", help="compile what the file has, too")
     chosen = parser.parse_args(arguments)
     text = io.StringIO()
     table = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     table.writeheader()
     failed = 0
-    for row in rows_of(chosen.targets, chosen.match, chosen.processes, chosen.seconds):
+    known = {} if chosen.afresh or chosen.output == "-" else known_rows(Path(chosen.output))
+    for row in rows_of(chosen.targets, chosen.match, known, chosen.processes, chosen.seconds):
         table.writerow(row)
         failed += row["status"] != "ok"
         sys.stderr.write(f"{row['variant']} {row['target']}: {row['status']}\n")

@@ -6,25 +6,49 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import toys
 import triton
 
-from trisparse.triton.resources import TARGETS, Resources, Target, all_variants, home_of, inspect
+from trisparse.triton.resources import (
+    TARGETS,
+    Resources,
+    Target,
+    all_variants,
+    fingerprint,
+    home_of,
+    inspect,
+    targets_of,
+)
 from trisparse.triton.variants import KernelVariant
 
-# compiled for with one variant of each kernel: nothing is promised about their speed
-OTHERS = ("sm_100", "gfx942")
+# GPUs that nothing was tuned for: they take the configurations of a class of shared memory
+GUESTS = ("sm_100", "gfx942")
 
-# (part of a variant's name, why its hot kernel may spill that many bytes)
-SPILLS: tuple[tuple[str, int, str], ...] = ()
+
+class Spill(NamedTuple):
+    """A hot kernel, by a part of its variants' names, that may spill on a target, and why."""
+
+    target: str
+    part: str
+    most_bytes: int
+    reason: str
+
+
+SPILLS = (
+    Spill("sm_100", "", 256, "tiles of sm_90; sums that pass through tensor memory were never tuned"),
+    Spill("gfx942", "key_gradient", 4096, "tiles of consumer GPUs, never tuned for 64 lanes and MFMA"),
+    Spill("gfx942", "topn", 1024, "tiles of consumer GPUs, never tuned for 64 lanes and MFMA"),
+)
 # (part of a variant's name, why it cannot load 16 bytes at once)
 NARROW: tuple[tuple[str, str], ...] = (
     ("d60,e100", "16 divides neither its rows of 120 and 200 bytes nor the strides of its heads"),
 )
 
 VARIANTS = [variant for _, variant in all_variants()]
+BY_NAME = {variant.name: variant for variant in VARIANTS}
 # shapes compiled in every run: dims split in two, odd ones, small groups, each class of shared memory, fp32;
 # the table of binaries has all of them
 SHAPES = (
@@ -40,7 +64,8 @@ TABLE = Path(__file__).parents[2] / "benchmarks" / "results" / "kernel_resources
 
 def complaints(variant: KernelVariant, target: Target, found: Resources) -> Iterator[str]:
     """What is wrong with a binary."""
-    allowed = max((size for part, size, _ in SPILLS if part in variant.name), default=0)
+    exceptions = [each for each in SPILLS if each.target == target.name and each.part in variant.name]
+    allowed = max((each.most_bytes for each in exceptions), default=0)
     if variant.hot and found.spilled_bytes > allowed:
         yield f"spills {found.spilled_bytes} bytes"
     if found.shared_bytes > min(variant.shared_limit, target.shared_bytes):
@@ -67,16 +92,19 @@ def test_binary_keeps_its_promises(variant: KernelVariant) -> None:
     assert list(complaints(variant, target, inspect(variant, target))) == []
 
 
-def first_of_each_kernel() -> list[KernelVariant]:
-    return list({variant.function: variant for variant in reversed(VARIANTS)}.values())
+def first_of_each_kernel(target: Target) -> list[KernelVariant]:
+    usable = [variant for variant in VARIANTS if target in targets_of(variant)]
+    return list({variant.function: variant for variant in reversed(usable)}.values())
 
 
-@pytest.mark.parametrize("target", OTHERS)
-@pytest.mark.parametrize("variant", first_of_each_kernel(), ids=lambda variant: variant.name)
-def test_compiles_for_other_gpus(variant: KernelVariant, target: str) -> None:
-    """Guards against code that only one generation or maker can compile."""
-    found = inspect(variant, TARGETS[target])
-    assert sum(found.tensor_core.values()) >= found.half_dots
+@pytest.mark.parametrize(
+    ("target", "variant"),
+    [(name, variant) for name in GUESTS for variant in first_of_each_kernel(TARGETS[name])],
+    ids=lambda value: value.name if isinstance(value, KernelVariant) else value,
+)
+def test_compiles_for_other_gpus(target: str, variant: KernelVariant) -> None:
+    """Guards against code that only one generation or maker can compile, or fit into its GPU."""
+    assert list(complaints(variant, TARGETS[target], inspect(variant, TARGETS[target]))) == []
 
 
 @pytest.mark.parametrize(
@@ -117,17 +145,56 @@ def test_every_kernel_has_a_variant() -> None:
     assert {function.fn.__name__ for function in missing} == set()
 
 
-def test_table_has_every_variant_and_no_fault() -> None:
-    """Guards against shapes that no run compiles: tools/kernel_resources.py has compiled all of them."""
+@pytest.fixture(scope="module")
+def table() -> dict[tuple[str, str], dict[str, str]]:
+    """The rows of the committed table by variant and target."""
     with TABLE.open(newline="", encoding="utf-8") as file:
-        rows = {(row["variant"], row["target"]): row for row in csv.DictReader(file)}
-    wanted = {(variant.name, home_of(variant).name): variant for variant in VARIANTS}
-    assert rows.keys() == wanted.keys(), "run tools/kernel_resources.py"
+        return {(row["variant"], row["target"]): row for row in csv.DictReader(file)}
+
+
+WANTED = {(variant.name, target.name): variant for variant in VARIANTS for target in targets_of(variant)}
+
+
+def test_every_promised_shape_has_variants_everywhere() -> None:
+    """Guards against a table that is complete because little is asked of it."""
+    targets = set(TARGETS) - {"sm_86"}
+    for kernel in ("window_forward", "selected_key_gradient", "decode_tokens"):
+        for dims in ("d128,e128", "d192,e128", "d64,e64"):
+            for dtype in ("bf16", "fp16"):
+                start = f"{kernel}[{dtype},{dims},m16,"
+                assert {target for name, target in WANTED if name.startswith(start)} >= targets, start
+
+
+def test_table_has_every_variant_and_no_fault(table: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Guards against shapes that no run compiles: tools/kernel_resources.py has compiled all of them."""
+    assert table.keys() == WANTED.keys(), "run tools/kernel_resources.py"
     faults = {}
-    for (name, target), row in rows.items():
-        assert row["status"] == "ok", f"{name}: {row['status']}"
-        faults[name] = list(complaints(wanted[name, target], TARGETS[target], resources_of(row)))
-    assert {name: texts for name, texts in faults.items() if texts} == {}
+    for (name, target), row in table.items():
+        assert row["status"] == "ok", f"{name} {target}: {row['status']}"
+        found = complaints(WANTED[name, target], TARGETS[target], resources_of(row))
+        faults[name, target] = list(found)
+    assert {place: texts for place, texts in faults.items() if texts} == {}
+
+
+def test_table_is_of_these_kernels(table: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Guards against rows of kernels, or configurations, as they were; the tool compiles what changed."""
+    old = {
+        name
+        for (name, _), row in table.items()
+        if name not in BY_NAME or row["fingerprint"] != fingerprint(BY_NAME[name])
+    }
+    assert old == set(), "run tools/kernel_resources.py"
+
+
+def test_every_spill_that_is_allowed_happens(table: dict[tuple[str, str], dict[str, str]]) -> None:
+    """Guards against an allowance that outlived its reason, or is much wider than it must be."""
+    for each in SPILLS:
+        spilled = [
+            int(row["spilled_bytes"])
+            for (name, target), row in table.items()
+            if target == each.target and each.part in name and WANTED[name, target].hot
+        ]
+        assert each.most_bytes / 4 < max(spilled) <= each.most_bytes, each
 
 
 def resources_of(row: dict[str, str]) -> Resources:
@@ -145,7 +212,7 @@ def resources_of(row: dict[str, str]) -> Resources:
     )
 
 
-def test_every_exception_is_used() -> None:
-    """Guards against an allowance that outlived its reason."""
-    for part in (*(part for part, _, _ in SPILLS), *(part for part, _ in NARROW)):
+def test_every_narrow_kernel_exists() -> None:
+    """Guards against an exception that outlived its reason."""
+    for part, _ in NARROW:
         assert any(part in variant.name for variant in VARIANTS), part

@@ -149,18 +149,14 @@ def test_floors_are_printed() -> None:
 
 
 def test_resources_are_written(tmp_path: Path) -> None:
-    """Guards against a table of binaries that loses rows, or hides a failure."""
+    """Guards against a table of binaries that loses rows, hides a failure, or is made anew for nothing."""
     path = tmp_path / "resources.csv"
-    run(
-        "tools/kernel_resources.py",
-        "--targets",
-        "sm_90",
-        "--match",
-        "window_forward[bf16,d64",
-        "--output",
-        str(path),
-    )
+    match = ("--targets", "sm_90", "--match", "window_forward[bf16,d64,e64,m4,large", "--output", str(path))
+    run("tools/kernel_resources.py", *match)
     (row,) = table(path)
     assert row["status"] == "ok"
     assert row["tensor_core"].startswith("HGMMA:")
     assert int(row["loads_16"]) > 0
+    # nothing compiles in no time
+    run("tools/kernel_resources.py", *match, "--seconds", "0")
+    assert table(path) == [row]

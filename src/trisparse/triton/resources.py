@@ -3,14 +3,19 @@
 Triton compiles for a GPU that is not there, and its package brings the tools that take the binary apart.
 """
 
+import ast
+import hashlib
 import importlib
+import inspect as sources
 import pkgutil
 import re
 import subprocess
 import tempfile
+import textwrap
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +93,46 @@ _HOMES = ("sm_86", "sm_80", "sm_90")
 def home_of(variant: KernelVariant) -> Target:
     """The target with the least shared memory in which a variant's configuration must fit."""
     return next(TARGETS[name] for name in _HOMES if variant.shared_limit <= TARGETS[name].shared_bytes)
+
+
+# other GPUs that take the configurations of a class of shared memory
+_GUESTS = {HOPPER_SHARED_BYTES: ("sm_100",), CONSUMER_SHARED_BYTES: ("gfx942",)}
+
+
+def targets_of(variant: KernelVariant) -> list[Target]:
+    """Every target on which a launch may choose this configuration, its home first."""
+    guests = _GUESTS.get(variant.shared_limit, ())
+    return [home_of(variant), *(TARGETS[name] for name in guests)]
+
+
+def fingerprint(variant: KernelVariant) -> str:
+    """Changes with the code of the kernel, of what it calls, and with its configuration; not its comments."""
+    facts = (
+        sorted(variant.signature.items()),
+        sorted(variant.constants.items()),
+        sorted(variant.aligned_names),
+        variant.num_warps,
+        variant.num_stages,
+        sorted(_code(variant.function)),
+    )
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+@cache
+def _code(function: Any) -> frozenset[str]:
+    """The code of a kernel and of all that it calls, and the constants that they name."""
+    tree = ast.parse(textwrap.dedent(sources.getsource(function.fn)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    found = {ast.unparse(tree)}
+    for name in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
+        value = function.fn.__globals__.get(name)
+        if isinstance(value, triton.JITFunction):
+            found |= _code(value) if value is not function else set()
+        elif isinstance(value, triton.language.constexpr):
+            found.add(f"{name} = {value.value!r}")
+    return frozenset(found)
 
 
 def kernel_modules() -> dict[str, Any]:
