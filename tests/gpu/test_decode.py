@@ -1,66 +1,16 @@
-"""Decoding on a GPU: rows at real sizes, captured graphs, and rows that do not depend on their batch."""
+"""Decoding on a GPU: rows at real sizes, graphs, rows that do not depend on their batch, huge caches."""
+
+import gc
 
 import pytest
 import torch
 
-from trisparse import SparseConfig
 from trisparse.bench.chosen import selection_ratio
-from trisparse.bench.expected import first_in_window, sparse_rows
-from trisparse.decode import sparse_decode
+from trisparse.bench.expected import sparse_rows
 from trisparse.testing.budget import assert_within_budget
 
-from .device import BACKEND, DEVICE, needs_gpu, pick
-
-PAPER = SparseConfig()
-ROOM = pick(32768, 300)
-STARTS = pick([0, 31, 1000, 8191, -1, 32000], [0, 31, 200, -1])
-# (H, G, D, E)
-SHAPES = pick({"paper": (64, 4, 192, 128), "small groups": (16, 4, 64, 64)}, {"small groups": (8, 4, 16, 16)})
-
-
-def draw(shape, new_tokens, batch, dtype, seed=0):
-    """The tensors of a call whose window is a ring."""
-    heads, groups, head_dim, value_dim = SHAPES[shape]
-    generator = torch.Generator(device=DEVICE).manual_seed(seed)
-
-    def normal(*sizes):
-        return torch.randn(sizes, generator=generator, device=DEVICE, dtype=dtype)
-
-    def pair(length):
-        return normal(batch, length, groups, head_dim), normal(batch, length, groups, value_dim)
-
-    query = normal(batch, new_tokens, heads, head_dim) * 3
-    gates = normal(batch, new_tokens, heads, 3).sigmoid()
-    return query, pair(PAPER.num_compressed(ROOM)), pair(ROOM), pair(576), gates
-
-
-def starts_of(values):
-    return torch.tensor(values, dtype=torch.int32, device=DEVICE)
-
-
-def decode(tensors, starts, backend=BACKEND):
-    return sparse_decode(*tensors, starts, PAPER, window_ring=True, backend=backend)
-
-
-def cast(tensors, dtype):
-    return tuple(tuple(x.to(dtype) for x in t) if isinstance(t, tuple) else t.to(dtype) for t in tensors)
-
-
-def rows_of(tensors, rows):
-    return tuple(tuple(x[rows].clone() for x in t) if isinstance(t, tuple) else t[rows] for t in tensors)
-
-
-def alone(tensors, start):
-    """One row's query, gates, and pairs of exactly its own tokens, the window's in their order."""
-    query, *pairs, gates = tensors
-    stop = start + query.shape[1]
-    slots = torch.arange(first_in_window(start, PAPER), stop, device=DEVICE) % 576
-    places = (slice(PAPER.num_compressed(stop)), slice(stop), slots)
-    return query, gates, *(tuple(x[:, at] for x in pair) for pair, at in zip(pairs, places, strict=True))
-
-
-def flat(tensors):
-    return [x for t in tensors for x in (t if isinstance(t, tuple) else (t,))]
+from .decoding import PAPER, ROOM, SHAPES, STARTS, alone, cast, decode, draw, flat, rows_of, starts_of
+from .device import GIB, needs_gpu, one_at_a_time, pick, require_memory
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
@@ -93,11 +43,23 @@ def test_row_alone_equals_the_row_in_a_batch(shape):
         assert torch.equal(one_ids, ids[rows])
 
 
-@needs_gpu
+@pytest.mark.parametrize("new_tokens", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_replay_equals_eager(shape):
+def test_repeats_are_equal_to_the_bit(shape, new_tokens):
+    """Guards against pieces that are joined in the order in which they happen to end."""
+    tensors, starts = draw(shape, new_tokens, len(STARTS), torch.bfloat16), starts_of(STARTS)
+    first = decode(tensors, starts)
+    for _ in range(pick(50, 2)):
+        for got, wanted in zip(decode(tensors, starts), first, strict=True):
+            assert torch.equal(got, wanted)
+
+
+@needs_gpu
+@pytest.mark.parametrize("new_tokens", [1, 4])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_replay_equals_eager(shape, new_tokens):
     """Guards against a host synchronisation, and a launch that a graph would freeze at the first lengths."""
-    static, starts = draw(shape, 1, len(STARTS), torch.bfloat16), starts_of(STARTS)
+    static, starts = draw(shape, new_tokens, len(STARTS), torch.bfloat16), starts_of(STARTS)
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -109,7 +71,7 @@ def test_replay_equals_eager(shape):
         captured = decode(static, starts)
     for seed in (1, 2):
         for old, new in zip(
-            flat(static), flat(draw(shape, 1, len(STARTS), torch.bfloat16, seed)), strict=True
+            flat(static), flat(draw(shape, new_tokens, len(STARTS), torch.bfloat16, seed)), strict=True
         ):
             old.copy_(new)
         starts.copy_(starts_of([*STARTS[seed:], *STARTS[:seed]]))
@@ -127,3 +89,39 @@ def test_wild_starts_touch_nothing_outside():
     torch.cuda.synchronize()
     assert out.isfinite().all()
     assert int(ids.max()) < PAPER.num_select_blocks(ROOM)
+
+
+@needs_gpu
+@one_at_a_time
+def test_three_hundred_steps_leave_nothing_behind():
+    """Guards against pieces, scores or ids that stay with every token."""
+    tensors, starts = draw("paper", 1, len(STARTS), torch.bfloat16), starts_of(STARTS)
+    decode(tensors, starts)
+    gc.collect()
+    before = torch.cuda.memory_allocated()
+    for count in range(300):
+        decode(tensors, starts)
+        assert torch.cuda.memory_allocated() == before, f"after step {count}"
+
+
+def far_apart(tensor, stride):
+    """A copy whose rows of the batch lie `stride` elements apart."""
+    size = (tensor.shape[0] - 1) * stride + tensor[0].numel()
+    storage = torch.empty(size, dtype=tensor.dtype, device=tensor.device)
+    view = storage.as_strided(tensor.shape, (stride, *tensor[0].contiguous().stride()))
+    return view.copy_(tensor)
+
+
+@one_at_a_time
+@pytest.mark.parametrize("branch", ["compressed", "selected", "window"])
+def test_cache_of_more_than_two_to_the_31_elements(branch):
+    """Guards against a row times its stride in 32 bits: 64 rows of 128k tokens reach there."""
+    require_memory(20 * GIB)
+    tensors, starts = list(draw("small groups", 2, 2, torch.bfloat16)), starts_of([STARTS[2], ROOM - 2])
+    wanted = decode(tensors, starts)
+    place = ["compressed", "selected", "window"].index(branch) + 1
+    # divisible by 16, as the usual stride is: another binary would not be the same test
+    stride = pick(2**31 + 2**10, 2**18)
+    tensors[place] = tuple(far_apart(tensor, stride) for tensor in tensors[place])
+    for got, expected in zip(decode(tensors, starts), wanted, strict=True):
+        assert torch.equal(got, expected)
