@@ -1,5 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
+GPU_RESULTS ?= benchmarks/results/gpu
+# most of a GPU test is the compilation of its kernels, by one core
+WORKERS ?= 8
 
 .PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu
 
@@ -29,12 +32,12 @@ sanitize: .venv/test.stamp
 # on a machine with a CUDA GPU, by its own Python with torch, Triton and pytest: nothing is installed.
 # Its versions need not be ours, so that warnings are shown and end nothing.
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -n 8 --dist loadgroup -W default -k "gpu or triton" tests/gpu tests/test_*.py
+	PYTHONPATH=src $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -W default -k "gpu or triton" --durations 25 \
+		--junitxml $(GPU_RESULTS)/tests.xml tests/gpu tests/test_*.py
 
-# ceilings, the whole op and its parts beside full attention, decode steps; writes benchmarks/results/gpu/ and
-# ends within ten minutes: again, and it goes on where it ended
+# ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:
-	PYTHONPATH=src $(PYTHON) tools/bench_gpu
+	PYTHONPATH=src $(PYTHON) tools/bench_gpu --output $(GPU_RESULTS)
 
 .venv/run.stamp: requirements/torch.txt requirements/run.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) tools/make_venv.py .venv

@@ -10,7 +10,8 @@ from trisparse import SparseConfig
 from trisparse.testing.inputs import Case, device_of, make_inputs, usable_backends
 
 BACKENDS = usable_backends(torch.float32)
-FEW = settings(max_examples=12, deadline=None, derandomize=True, database=None)
+# on a GPU each example is compiled first
+FEW = settings(max_examples=4 if "triton" in BACKENDS else 12, deadline=None, derandomize=True, database=None)
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 
 

@@ -92,7 +92,6 @@ def test_wild_starts_touch_nothing_outside():
 
 
 @needs_gpu
-@one_at_a_time
 def test_three_hundred_steps_leave_nothing_behind():
     """Guards against pieces, scores or ids that stay with every token."""
     tensors, starts = draw("paper", 1, len(STARTS), torch.bfloat16), starts_of(STARTS)

@@ -11,7 +11,7 @@ import torch
 from trisparse import SparseConfig
 
 from .calls import draw, everything, forward, grad_like, make_case, same_bits
-from .device import one_at_a_time, pick
+from .device import pick
 
 ROOT = Path(__file__).parents[2]
 FEW_SLOTS = SparseConfig(num_selected=3)
@@ -30,7 +30,6 @@ CASES = {
 }
 
 
-@one_at_a_time
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_backward_repeat_to_the_bit(name, dtype):

@@ -139,7 +139,7 @@ def test_three_steps_of_training_lower_the_loss():
 def test_layer_uses_the_kernels():
     """Guards against a GPU run that took the slow backend: it launches kernels by our names."""
     assert HAS_GPU
-    layer, hidden = make_layer("paper", torch.bfloat16), hidden_of(1, dtype=torch.bfloat16)
+    layer, hidden = make_layer("small blocks", torch.bfloat16), hidden_of(1, dtype=torch.bfloat16)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         in_chunks(layer, hidden, [TOKENS - 1])
         torch.cuda.synchronize()

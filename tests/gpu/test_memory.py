@@ -9,8 +9,6 @@ import torch
 from .calls import draw, everything, forward, grad_like, make_case
 from .device import DEVICE, needs_gpu, one_at_a_time, pick, require_memory
 
-pytestmark = one_at_a_time
-
 
 @needs_gpu
 def test_three_hundred_calls_leave_nothing_behind():
@@ -58,6 +56,7 @@ def measured(tokens, direction):
 
 
 @needs_gpu
+@one_at_a_time
 @pytest.mark.parametrize(("direction", "bound"), [("forward", 6), ("backward", 14)])
 def test_peak_grows_with_the_length_not_its_square(direction, bound):
     """Guards against a T x T or T x C x H tensor, which would take 64 query sizes at 64k and more.

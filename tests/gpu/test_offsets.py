@@ -10,12 +10,11 @@ from trisparse.testing.sampled_rows import sample_rows
 from .calls import check, draw, everything, forward, grad_like, make_case
 from .device import BACKEND, DEVICE, GIB, one_at_a_time, pick, require_memory
 
-pytestmark = one_at_a_time
-
 FAR = pick(2**31, 2**12)
 SMALL_BLOCKS = SparseConfig(compress_block=16, compress_stride=8, select_block=16, num_selected=3, window=20)
 
 
+@one_at_a_time
 def test_query_of_more_than_two_to_the_31_elements():
     """Guards against int32 products of a row's number and its stride; the last rows are past 2**31."""
     tokens = FAR // (64 * 128) + 300
@@ -25,6 +24,7 @@ def test_query_of_more_than_two_to_the_31_elements():
     check(inputs, [slice(0, 16), *middle, slice(tokens - 16, tokens)], gradients=False)
 
 
+@one_at_a_time
 def test_gradients_of_more_than_two_to_the_31_elements():
     """Guards against the same in the backward kernels, whose sums may be fp32 and twice as large."""
     tokens = FAR // (64 * 128) + 300
@@ -42,6 +42,7 @@ def spread(tensor, stride):
     return view.copy_(tensor)
 
 
+@one_at_a_time
 @pytest.mark.parametrize("which", ["query", "selected", "window", "gates"])
 def test_strides_that_reach_past_two_to_the_31(which):
     """Guards against strides multiplied in 32 bits: a view of a huge tensor, like a slice of a fused one."""
