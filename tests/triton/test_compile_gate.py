@@ -38,6 +38,12 @@ class Spill(NamedTuple):
 
 
 SPILLS = (
+    Spill(
+        "sm_80",
+        ",d64,e64,m16,medium",
+        128,
+        "d key and d value of small dims share the tile of dims twice as wide",
+    ),
     Spill("sm_100", "", 256, "tiles of sm_90; sums that pass through tensor memory were never tuned"),
     Spill("gfx942", "key_gradient", 4096, "tiles of consumer GPUs, never tuned for 64 lanes and MFMA"),
     Spill("gfx942", "topn", 1024, "tiles of consumer GPUs, never tuned for 64 lanes and MFMA"),
