@@ -17,6 +17,7 @@ from trisparse.triton.cost import (
     selected_pairs,
     window_pairs,
 )
+from trisparse.triton.resources import kernel_modules
 
 PAPER = SparseConfig()
 LONG = 65536
@@ -161,3 +162,12 @@ def test_documented_floors_are_those_of_the_model():
         numbers = (cost.flops / 1e12, cost.hbm_bytes / 1e9, cost.l2_bytes / 1e9, 1e3 * least.seconds)
         expected[kernel] = (*(f"{number:.3f}" for number in numbers), least.bound)
     assert documented == expected
+
+
+def test_every_kernel_module_is_explained():
+    """Guards against a kernel that a newcomer finds no word about."""
+    text = (Path(__file__).parents[2] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    missing = [
+        name for name in kernel_modules() if not any(word in text for word in (f"{name}.py", f" {name} "))
+    ]
+    assert missing == []
