@@ -53,10 +53,12 @@ class FloatEngine {
 
   // not inline: compiling takes less time, and running no more
   [[gnu::noinline]] static void multiply(const Matrices<Element>& m) {
-    for (int tile = 0; tile < m.tiles; ++tile) {
-      int panel = 0;
-      for (; panel + kFewPanels <= m.panels; panel += kFewPanels) strip<kFewPanels>(m, tile, panel);
-      for (; panel < m.panels; ++panel) strip<1>(m, tile, panel);
+    int panel = 0;
+    for (; panel + kFewPanels <= m.panels; panel += kFewPanels) {
+      for (int tile = 0; tile < m.tiles; ++tile) strip<kFewPanels>(m, tile, panel);
+    }
+    for (; panel < m.panels; ++panel) {
+      for (int tile = 0; tile < m.tiles; ++tile) strip<1>(m, tile, panel);
     }
   }
 
