@@ -21,21 +21,9 @@ from trisparse.triton.launch import (
     heads_per_tile,
     stride_arguments,
 )
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_product,
-    dot_transposed,
-    load_parts,
-    row_heads,
-    row_offsets,
-    row_tokens,
-    scale_parts,
-    softmax_end,
-    softmax_step,
-    store_parts,
-    tile_place,
-    zero_parts,
-)
+from trisparse.triton.primitives import LOG2_E, empty_state
+from trisparse.triton.steps import attend_keys, store_attention
+from trisparse.triton.tiles import load_view, pair_of, row_offsets, row_tile, tile_rows
 
 
 class Band(NamedTuple):
@@ -102,47 +90,36 @@ def key_bounds(
 
 
 @triton.jit
-def _step(
-    state,
-    query,
-    key,
-    value,
-    key_first,
+def phase_bounds(bounds, PHASE: tl.constexpr):
+    """(lower, upper) of one of the three loops between (begin, inner begin, inner end, end): all of its tiles
+    are masked in phases 0 and 2, and none in phase 1."""
+    if PHASE == 0:
+        return bounds[0], tl.minimum(bounds[1], bounds[3])
+    elif PHASE == 1:
+        return bounds[1], bounds[2]
+    else:
+        return bounds[2], bounds[3]
+
+
+@triton.jit
+def band_keys(
+    first,
     end,
     positions,
     window,
-    score_scale,
-    key_stride_t,
-    value_stride_t,
     MASKED: tl.constexpr,
     KEYS: tl.constexpr,
     STRIDE: tl.constexpr,
     SPAN: tl.constexpr,
     WINDOWED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
 ):
-    """`state` = (sums, highest, total) after one more tile of keys."""
-    sums, highest, total = state
-    keys = key_first + tl.arange(0, KEYS)
-    rows = keys.to(tl.int64)
-    # a key that no row of the tile sees is not even loaded: it may be NaN
-    exists = keys < end if MASKED else None
-    scores = dot_transposed(
-        query, load_parts(key, rows * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    )
-    scores *= score_scale
+    """(keys, exists, visible) of the tile that begins with key `first`, as a step takes them."""
+    keys = first + tl.arange(0, KEYS)
     if MASKED:
         visible = band_visible(positions[:, None], keys[None, :], window, STRIDE, SPAN, WINDOWED)
-        scores = tl.where(visible, scores, float("-inf"))
-    weights, rescale, highest, total = softmax_step(scores, highest, total)
-    values = load_parts(value, rows * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    sums = add_product(scale_parts(sums, rescale[:, None]), weights, values)
-    return sums, highest, total
+        return keys, keys < end, visible
+    else:
+        return keys, None, None
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_rows", "num_keys", "query_start", "window", "groups"])
@@ -185,78 +162,39 @@ def band_forward_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    group = program // CHUNKS % groups
-    across = tl.num_programs(0) // num_tiles
-    batch = program % across // (CHUNKS * groups)
-    tile = program // across
-    if not PACKED:
-        # late rows see most compressed keys: longest first
-        tile = num_tiles - 1 - tile
-    first, stop, token_first, block_first, _, _ = tile_place(
-        table, tile, ROWS // HEADS, num_rows, num_rows, PACKED
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    chunk, group, batch, first, stop, token_first, block_first = row_tile(
+        table, num_tiles, num_rows, groups, CHUNKS, ROWS // HEADS, PACKED
     )
-    key_zero = token_first if WINDOWED else block_first
+    tokens, heads, kept = tile_rows(first, stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
     shift = query_start - token_first
-
-    tokens = row_tokens(first, ROWS, HEADS)
-    heads = row_heads(chunk, ROWS, HEADS)
-    kept = (tokens < stop) & (heads < HEADS_PER_GROUP)
-    head_zero = group * HEADS_PER_GROUP
-    query += batch * query_stride_b + head_zero * query_stride_h
-    query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    key += batch * key_stride_b + group * key_stride_h + key_zero.to(tl.int64) * key_stride_t
-    value += batch * value_stride_b + group * value_stride_h + key_zero.to(tl.int64) * value_stride_t
-
+    key_zero = token_first if WINDOWED else block_first
     last = tl.minimum(first + ROWS // HEADS, stop) - 1
-    begin, inner_begin, inner_end, end = key_bounds(
+    bounds = key_bounds(
         first + shift, last + shift, num_keys - key_zero, window, KEYS, STRIDE, SPAN, WINDOWED
     )
-    positions = tokens + shift
-    sums = zero_parts(ROWS, VALUE_FIRST, VALUE_SECOND)
-    state = sums, tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
+
+    query_view = query, query_stride_b, query_stride_t, query_stride_h
+    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
+
+    state = empty_state(ROWS, VALUE_DIMS)
     for phase in tl.static_range(3):
-        lower, upper = begin, tl.minimum(inner_begin, end)
-        if phase == 1:
-            lower, upper = inner_begin, inner_end
-        if phase == 2:
-            lower, upper = inner_end, end
+        lower, upper = phase_bounds(bounds, phase)
         for key_first in range(lower, upper, KEYS):
-            state = _step(
-                state,
-                queries,
-                key,
-                value,
-                key_first,
-                end,
-                positions,
-                window,
-                score_scale,
-                key_stride_t,
-                value_stride_t,
-                phase != 1,
-                KEYS,
-                STRIDE,
-                SPAN,
-                WINDOWED,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
-                VALUE_DIM,
-                VALUE_FIRST,
-                VALUE_SECOND,
+            keys, exists, visible = band_keys(
+                key_first, bounds[3], tokens + shift, window, phase != 1, KEYS, STRIDE, SPAN, WINDOWED
+            )
+            state = attend_keys(
+                state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
             )
 
-    sums, highest, total = state
-    inverse, log_sum_exp = softmax_end(highest, total)
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]
-    num_heads = groups * HEADS_PER_GROUP
-    places = row_offsets(batch * num_rows + tokens, head_zero + heads, num_heads, 1)
-    tl.store(lse + places, log_sum_exp, mask=kept)
-    results = scale_parts(sums, inverse[:, None])
-    store_parts(out, places * VALUE_DIM, kept, results, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    store_attention(state, out, lse, places, kept, VALUE_DIMS)
 
 
 def forward_launch(

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.band_forward import Band, band_visible
+from trisparse.triton.band_forward import Band, band_visible, phase_bounds
 from trisparse.triton.launch import (
     Launch,
     PinnedTiles,
@@ -20,21 +20,16 @@ from trisparse.triton.launch import (
     heads_per_tile,
     stride_arguments,
 )
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_product,
-    dot_transposed,
-    load_lse,
-    load_parts,
-    load_rows,
-    row_heads,
+from trisparse.triton.primitives import LOG2_E, scale_parts, zero_parts
+from trisparse.triton.steps import gradient_rows, key_gradient_step
+from trisparse.triton.tiles import (
+    load_pair,
+    pair_of,
+    program_digits,
     row_offsets,
-    row_tokens,
-    scale_parts,
-    score_gradient,
-    store_parts,
+    store_pair,
     tile_place,
-    zero_parts,
+    tile_rows,
 )
 
 # chosen by what compiles without spilling registers
@@ -55,79 +50,6 @@ KEY_TILES: PinnedTiles = {
         (float("inf"), Tile(32, 32, 8, 1)),
     ),
 }
-
-
-@triton.jit
-def _key_step(
-    grad_keys,
-    grad_values,
-    keys,
-    values,
-    key_index,
-    query,
-    grad,
-    lse,
-    delta,
-    gate,
-    first,
-    stop,
-    chunk,
-    shift,
-    window,
-    score_scale,
-    num_heads,
-    query_stride_t,
-    query_stride_h,
-    grad_stride_t,
-    grad_stride_h,
-    gate_stride_t,
-    gate_stride_h,
-    MASKED: tl.constexpr,
-    GATED: tl.constexpr,
-    HEADS_PER_GROUP: tl.constexpr,
-    HEADS: tl.constexpr,
-    ROWS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    SPAN: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """d key / scale and d value after one more tile of rows."""
-    tokens = row_tokens(first, ROWS, HEADS)
-    heads = row_heads(chunk, ROWS, HEADS)
-    # rows that see all keys exist
-    whole: tl.constexpr = not MASKED and HEADS_PER_GROUP % HEADS == 0
-    kept = None if whole else (tokens < stop) & (heads < HEADS_PER_GROUP)
-    query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    places = row_offsets(tokens, heads, num_heads, 1)
-    row_lse = load_lse(lse, places, kept)
-    # transposed, [keys, rows]: the weights are then the left operand of both products
-    weights = tl.exp2(dot_transposed(keys, queries) * score_scale - row_lse[None, :])
-    if MASKED:
-        visible = band_visible((tokens + shift)[None, :], key_index[:, None], window, STRIDE, SPAN, WINDOWED)
-        weights = tl.where(visible, weights, 0.0)
-    grad_offsets = row_offsets(tokens, heads, grad_stride_t, grad_stride_h)
-    grads = load_parts(grad, grad_offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    row_delta = load_rows(delta, places, kept, 0.0)
-    row_gate = row_delta
-    gated = weights
-    if GATED:
-        gate_offsets = row_offsets(tokens, heads, gate_stride_t, gate_stride_h)
-        row_gate = load_rows(gate, gate_offsets, kept, 0.0)
-        gated = weights * row_gate[None, :]
-    grad_values = add_product(grad_values, gated, grads)
-    products = dot_transposed(values, grads)
-    grad_scores = score_gradient(weights, products, row_gate[None, :], row_delta[None, :], GATED)
-    if MASKED:
-        # set, not multiplied: 0 * inf is NaN, and a hidden key's product may have overflowed
-        grad_scores = tl.where(visible, grad_scores, 0.0)
-    return add_product(grad_keys, grad_scores, queries), grad_values
 
 
 @triton.jit
@@ -224,110 +146,61 @@ def key_gradient_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    split = program % num_splits
-    group = program // num_splits % groups
-    across = tl.num_programs(0) // num_tiles
-    batches = across // (num_splits * groups)
-    batch = program % across // (num_splits * groups)
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     # early compressed keys are seen by most rows: longest first
+    batches = tl.num_programs(0) // (num_tiles * num_splits * groups)
+    split, group, batch, tile = program_digits(num_splits, groups, batches)
     first, stop, token_first, block_first, row_first, row_stop = tile_place(
-        table, program // across, KEYS, num_keys, num_rows, PACKED
+        table, tile, KEYS, num_keys, num_rows, PACKED
     )
     key_zero = token_first if WINDOWED else block_first
     shift = query_start - token_first
     row_first += split.to(tl.int32) * rows_per_split
     row_stop = tl.minimum(row_stop, row_first + rows_per_split)
-
-    key_rows = first + tl.arange(0, KEYS)
-    key_index = key_rows - key_zero
-    last = tl.minimum(first + KEYS, stop) - 1
-    begin, inner_begin, inner_end, end = row_bounds(
-        first - key_zero,
-        last - key_zero,
-        row_first,
-        row_stop,
-        shift,
-        window,
-        ROWS // HEADS,
-        STRIDE,
-        SPAN,
-        WINDOWED,
+    first_key, last_key = first - key_zero, tl.minimum(first + KEYS, stop) - 1 - key_zero
+    bounds = row_bounds(
+        first_key, last_key, row_first, row_stop, shift, window, ROWS // HEADS, STRIDE, SPAN, WINDOWED
     )
+
+    keys = first_key + tl.arange(0, KEYS)
+    owned = keys <= last_key
     # a key that no row sees is not even loaded: it may be NaN
-    exists = (key_rows < stop) & (key_index * STRIDE + SPAN - 1 < row_stop + shift)
-    key += batch * key_stride_b + group * key_stride_h
-    value += batch * value_stride_b + group * value_stride_h
-    keys = load_parts(key, key_rows.to(tl.int64) * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    values = load_parts(
-        value, key_rows.to(tl.int64) * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND
-    )
-    head_zero = group * HEADS_PER_GROUP
-    query += batch * query_stride_b + head_zero * query_stride_h
-    grad += batch * grad_stride_b + head_zero * grad_stride_h
-    # lse and delta are ours and contiguous: [B, Tq, H]
-    num_heads = groups * HEADS_PER_GROUP
-    lse += batch * num_rows * num_heads + head_zero
-    delta += batch * num_rows * num_heads + head_zero
-    if GATED:
-        gate += batch * gate_stride_b + head_zero * gate_stride_h
+    exists = owned & (keys * STRIDE + SPAN - 1 < row_stop + shift)
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
+    key_parts, value_parts = load_pair(pair, keys, exists, HEAD_DIMS, VALUE_DIMS)
 
-    grad_keys = zero_parts(KEYS, HEAD_FIRST, HEAD_SECOND)
-    grad_values = zero_parts(KEYS, VALUE_FIRST, VALUE_SECOND)
+    sums = zero_parts(KEYS, HEAD_DIMS), zero_parts(KEYS, VALUE_DIMS)
     for chunk in range(CHUNKS):
         for phase in tl.static_range(3):
-            lower, upper = begin, tl.minimum(inner_begin, end)
-            if phase == 1:
-                lower, upper = inner_begin, inner_end
-            if phase == 2:
-                lower, upper = inner_end, end
+            lower, upper = phase_bounds(bounds, phase)
             for row in range(lower, upper, ROWS // HEADS):
-                grad_keys, grad_values = _key_step(
-                    grad_keys,
-                    grad_values,
-                    keys,
-                    values,
-                    key_index,
-                    query,
-                    grad,
-                    lse,
-                    delta,
-                    gate,
-                    row,
-                    row_stop,
-                    chunk,
-                    shift,
-                    window,
-                    score_scale,
-                    num_heads,
-                    query_stride_t,
-                    query_stride_h,
-                    grad_stride_t,
-                    grad_stride_h,
-                    gate_stride_t,
-                    gate_stride_h,
-                    phase != 1,
+                tokens, heads, kept = tile_rows(row, row_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+                # lse and delta are ours and contiguous: [B, Tq, H]
+                places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+                rows = gradient_rows(
+                    (query, query_stride_b, query_stride_t, query_stride_h),
+                    (grad, grad_stride_b, grad_stride_t, grad_stride_h),
+                    (gate, gate_stride_b, gate_stride_t, gate_stride_h),
+                    (lse, delta, places),
+                    # rows that see all keys exist
+                    (batch, tokens, heads, None if phase == 1 and HEADS_PER_GROUP % HEADS == 0 else kept),
                     GATED,
-                    HEADS_PER_GROUP,
-                    HEADS,
-                    ROWS,
-                    STRIDE,
-                    SPAN,
-                    WINDOWED,
-                    HEAD_DIM,
-                    HEAD_FIRST,
-                    HEAD_SECOND,
-                    VALUE_DIM,
-                    VALUE_FIRST,
-                    VALUE_SECOND,
+                    HEAD_DIMS,
+                    VALUE_DIMS,
                 )
+                visible = None
+                if phase != 1:
+                    positions = (tokens + shift)[None, :]
+                    visible = band_visible(positions, keys[:, None], window, STRIDE, SPAN, WINDOWED)
+                sums = key_gradient_step(sums, key_parts, value_parts, rows, visible, score_scale, GATED)
 
     # d key and d value are ours and contiguous: [splits, B, N, G, D | E]
-    places = ((split * batches + batch) * num_keys + key_rows) * groups + group
-    owned = key_rows < stop
-    grad_keys = scale_parts(grad_keys, scale)
-    store_parts(grad_key, places * HEAD_DIM, owned, grad_keys, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    store_parts(grad_value, places * VALUE_DIM, owned, grad_values, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    places = ((split * batches + batch) * num_keys + key_zero + keys) * groups + group
+    grad_pair = grad_key, grad_value, HEAD_DIM, VALUE_DIM
+    store_pair(grad_pair, places, owned, scale_parts(sums[0], scale), sums[1], HEAD_DIMS, VALUE_DIMS)
 
 
 def key_gradient(

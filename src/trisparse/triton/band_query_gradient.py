@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.band_forward import Band, band_visible, key_bounds
+from trisparse.triton.band_forward import Band, band_keys, key_bounds, phase_bounds
 from trisparse.triton.launch import (
     Launch,
     PinnedTiles,
@@ -21,23 +21,9 @@ from trisparse.triton.launch import (
     heads_per_tile,
     stride_arguments,
 )
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_parts,
-    add_product,
-    dot_transposed,
-    load_lse,
-    load_parts,
-    load_rows,
-    row_heads,
-    row_offsets,
-    row_tokens,
-    scale_parts,
-    score_gradient,
-    store_parts,
-    tile_place,
-    zero_parts,
-)
+from trisparse.triton.primitives import LOG2_E, zero_parts
+from trisparse.triton.steps import gradient_rows, query_gradient_step, store_query_gradient
+from trisparse.triton.tiles import pair_of, row_offsets, row_tile, tile_rows
 
 # chosen by what compiles without spilling registers
 QUERY_TILES: PinnedTiles = {
@@ -53,52 +39,6 @@ QUERY_TILES: PinnedTiles = {
         (float("inf"), Tile(32, 32, 8, 1)),
     ),
 }
-
-
-@triton.jit
-def _query_step(
-    sums,
-    query,
-    grad,
-    lse,
-    delta,
-    gate,
-    key,
-    value,
-    key_first,
-    end,
-    positions,
-    window,
-    score_scale,
-    key_stride_t,
-    value_stride_t,
-    MASKED: tl.constexpr,
-    GATED: tl.constexpr,
-    KEYS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    SPAN: tl.constexpr,
-    WINDOWED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """d query / scale, `sums`, after one more tile of keys."""
-    keys = key_first + tl.arange(0, KEYS)
-    rows = keys.to(tl.int64)
-    exists = keys < end if MASKED else None
-    key_parts = load_parts(key, rows * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    value_parts = load_parts(value, rows * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    weights = tl.exp2(dot_transposed(query, key_parts) * score_scale - lse[:, None])
-    products = dot_transposed(grad, value_parts)
-    grad_scores = score_gradient(weights, products, gate[:, None], delta[:, None], GATED)
-    if MASKED:
-        # set, not multiplied: 0 * inf is NaN, and a hidden key's product may have overflowed
-        visible = band_visible(positions[:, None], keys[None, :], window, STRIDE, SPAN, WINDOWED)
-        grad_scores = tl.where(visible, grad_scores, 0.0)
-    return add_product(sums, grad_scores, key_parts)
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_rows", "num_keys", "query_start", "window", "groups"])
@@ -154,92 +94,46 @@ def query_gradient_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    group = program // CHUNKS % groups
-    across = tl.num_programs(0) // num_tiles
-    batch = program % across // (CHUNKS * groups)
-    tile = program // across
-    if not PACKED:
-        # late rows see most compressed keys: longest first
-        tile = num_tiles - 1 - tile
-    first, stop, token_first, block_first, _, _ = tile_place(
-        table, tile, ROWS // HEADS, num_rows, num_rows, PACKED
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    chunk, group, batch, first, stop, token_first, block_first = row_tile(
+        table, num_tiles, num_rows, groups, CHUNKS, ROWS // HEADS, PACKED
     )
-    key_zero = token_first if WINDOWED else block_first
+    tokens, heads, kept = tile_rows(first, stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
     shift = query_start - token_first
-
-    tokens = row_tokens(first, ROWS, HEADS)
-    heads = row_heads(chunk, ROWS, HEADS)
-    kept = (tokens < stop) & (heads < HEADS_PER_GROUP)
-    head_zero = group * HEADS_PER_GROUP
-    query += batch * query_stride_b + head_zero * query_stride_h
-    query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    grad += batch * grad_stride_b + head_zero * grad_stride_h
-    grad_offsets = row_offsets(tokens, heads, grad_stride_t, grad_stride_h)
-    grads = load_parts(grad, grad_offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    # lse, delta and d query are ours and contiguous: [B, Tq, H] and [B, Tq, H, D]
-    places = row_offsets(batch * num_rows + tokens, head_zero + heads, groups * HEADS_PER_GROUP, 1)
-    row_lse = load_lse(lse, places, kept)
-    row_delta = load_rows(delta, places, kept, 0.0)
-    row_gate = row_delta
-    if GATED:
-        gate += batch * gate_stride_b + head_zero * gate_stride_h
-        gate_offsets = row_offsets(tokens, heads, gate_stride_t, gate_stride_h)
-        row_gate = load_rows(gate, gate_offsets, kept, 0.0)
-    key += batch * key_stride_b + group * key_stride_h + key_zero.to(tl.int64) * key_stride_t
-    value += batch * value_stride_b + group * value_stride_h + key_zero.to(tl.int64) * value_stride_t
-
+    key_zero = token_first if WINDOWED else block_first
     last = tl.minimum(first + ROWS // HEADS, stop) - 1
-    begin, inner_begin, inner_end, end = key_bounds(
+    bounds = key_bounds(
         first + shift, last + shift, num_keys - key_zero, window, KEYS, STRIDE, SPAN, WINDOWED
     )
-    positions = tokens + shift
-    sums = zero_parts(ROWS, HEAD_FIRST, HEAD_SECOND)
-    for phase in tl.static_range(3):
-        lower, upper = begin, tl.minimum(inner_begin, end)
-        if phase == 1:
-            lower, upper = inner_begin, inner_end
-        if phase == 2:
-            lower, upper = inner_end, end
-        for key_first in range(lower, upper, KEYS):
-            sums = _query_step(
-                sums,
-                queries,
-                grads,
-                row_lse,
-                row_delta,
-                row_gate,
-                key,
-                value,
-                key_first,
-                end,
-                positions,
-                window,
-                score_scale,
-                key_stride_t,
-                value_stride_t,
-                phase != 1,
-                GATED,
-                KEYS,
-                STRIDE,
-                SPAN,
-                WINDOWED,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
-                VALUE_DIM,
-                VALUE_FIRST,
-                VALUE_SECOND,
-            )
 
-    sums = scale_parts(sums, scale)
-    if ADDED:
-        sums = add_parts(
-            sums, load_parts(partial, places * HEAD_DIM, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-        )
-    store_parts(grad_query, places * HEAD_DIM, kept, sums, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    # lse, delta and d query are ours and contiguous: [B, Tq, H] and [B, Tq, H, D]
+    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    rows = gradient_rows(
+        (query, query_stride_b, query_stride_t, query_stride_h),
+        (grad, grad_stride_b, grad_stride_t, grad_stride_h),
+        (gate, gate_stride_b, gate_stride_t, gate_stride_h),
+        (lse, delta, places),
+        (batch, tokens, heads, kept),
+        GATED,
+        HEAD_DIMS,
+        VALUE_DIMS,
+    )
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
+
+    sums = zero_parts(ROWS, HEAD_DIMS)
+    for phase in tl.static_range(3):
+        lower, upper = phase_bounds(bounds, phase)
+        for key_first in range(lower, upper, KEYS):
+            keys, exists, visible = band_keys(
+                key_first, bounds[3], tokens + shift, window, phase != 1, KEYS, STRIDE, SPAN, WINDOWED
+            )
+            sums = query_gradient_step(
+                sums, rows, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
+            )
+    store_query_gradient(sums, scale, partial, grad_query, places, kept, ADDED, HEAD_DIMS)
 
 
 def query_gradient(

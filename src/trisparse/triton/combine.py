@@ -17,13 +17,13 @@ from trisparse.triton.primitives import (
     add_parts,
     load_parts,
     load_rows,
-    row_offsets,
     row_products,
     scale_parts,
     store_parts,
     zero_parts,
 )
 from trisparse.triton.shapes import TOKENS, shape_cases
+from trisparse.triton.tiles import row_offsets
 from trisparse.triton.variants import KernelVariant
 
 _TILE = Tile(rows=16, keys=0, num_warps=4, num_stages=1)
@@ -53,15 +53,16 @@ def combine_forward_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     row, batch, token, head, kept = _rows(num_tokens, num_heads, total, ROWS)
     gates += batch * gates_stride_b + row_offsets(token, head, gates_stride_t, gates_stride_h)
-    sums = zero_parts(ROWS, VALUE_FIRST, VALUE_SECOND)
+    sums = zero_parts(ROWS, VALUE_DIMS)
     for branch in tl.static_range(BRANCHES):
         gate = load_rows(gates, branch, kept, 0.0)
         offsets = (branch * total + row) * VALUE_DIM
-        part = load_parts(branches, offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+        part = load_parts(branches, offsets, kept, VALUE_DIMS)
         sums = add_parts(sums, scale_parts(part, gate[:, None]))
-    store_parts(out, row * VALUE_DIM, kept, sums, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    store_parts(out, row * VALUE_DIM, kept, sums, VALUE_DIMS)
 
 
 @triton.jit(do_not_specialize=["num_tokens", "num_heads", "total"])
@@ -87,14 +88,15 @@ def combine_backward_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     row, batch, token, head, kept = _rows(num_tokens, num_heads, total, ROWS)
     offsets = batch * grad_stride_b + row_offsets(token, head, grad_stride_t, grad_stride_h)
-    grads = load_parts(grad, offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    grads = load_parts(grad, offsets, kept, VALUE_DIMS)
     if GATED:
         gates += batch * gates_stride_b + row_offsets(token, head, gates_stride_t, gates_stride_h)
     for branch in tl.static_range(BRANCHES):
         offsets = (branch * total + row) * VALUE_DIM
-        part = load_parts(branches, offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+        part = load_parts(branches, offsets, kept, VALUE_DIMS)
         sums = row_products(grads, part)
         if GATED:
             tl.store(grad_gates + row * BRANCHES + branch, sums.to(grad_gates.dtype.element_ty), mask=kept)

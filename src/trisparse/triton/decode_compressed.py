@@ -15,15 +15,14 @@ from trisparse.triton.band_forward import keys_complete
 from trisparse.triton.decode_rows import (
     TILES,
     DecodePlace,
-    attend_keys,
-    empty_state,
     panel,
     row_start,
-    store_piece,
 )
 from trisparse.triton.decode_shapes import decode_cases
 from trisparse.triton.launch import Launch, Tile, dim_constants, fit_rows, pinned, stride_arguments
-from trisparse.triton.primitives import LOG2_E, load_parts, row_heads, row_offsets, row_tokens
+from trisparse.triton.primitives import LOG2_E, empty_state
+from trisparse.triton.steps import attend_keys, store_attention
+from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 
@@ -66,13 +65,12 @@ def decode_compressed_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     # programs that share keys are neighbours
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    first = (program // CHUNKS % panels).to(tl.int32) * (ROWS // HEADS)
-    group = program // CHUNKS // panels % groups
-    batch = program // CHUNKS // panels // groups % num_batches
-    piece = program // CHUNKS // panels // groups // num_batches
+    across, group, batch, piece = program_digits(CHUNKS * panels, groups, num_batches)
+    chunk = across % CHUNKS
+    first = (across // CHUNKS).to(tl.int32) * (ROWS // HEADS)
 
     start = row_start(starts, batch, num_rows, room)
     last = start + tl.minimum(first + ROWS // HEADS, num_rows) - 1
@@ -81,43 +79,23 @@ def decode_compressed_kernel(
     if begin >= end:
         return
 
-    tokens = row_tokens(first, ROWS, HEADS)
-    heads = row_heads(chunk, ROWS, HEADS)
-    kept = (tokens < num_rows) & (heads < HEADS_PER_GROUP)
-    heads += group * HEADS_PER_GROUP
-    query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
-    query += batch * query_stride_b
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    key += batch * key_stride_b + group * key_stride_h
-    value += batch * value_stride_b + group * value_stride_h
+    tokens, heads, kept = tile_rows(first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+    query_view = query, query_stride_b, query_stride_t, query_stride_h
+    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, 0, group)
     row_seen = keys_complete(start + tokens, STRIDE, SPAN)
 
-    state = empty_state(ROWS, VALUE_FIRST, VALUE_SECOND)
+    state = empty_state(ROWS, VALUE_DIMS)
     for key_first in range(begin, end, KEYS):
         keys = key_first + tl.arange(0, KEYS)
         exists = keys < end
-        state = attend_keys(
-            state,
-            queries,
-            key,
-            value,
-            keys,
-            exists,
-            exists[None, :] & (keys[None, :] < row_seen[:, None]),
-            score_scale,
-            key_stride_t,
-            value_stride_t,
-            HEAD_DIM,
-            HEAD_FIRST,
-            HEAD_SECOND,
-            VALUE_DIM,
-            VALUE_FIRST,
-            VALUE_SECOND,
-        )
-    places = row_offsets(
-        (piece * num_batches + batch) * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1
-    )
-    store_piece(state, outs, lse, places, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+        visible = exists[None, :] & (keys[None, :] < row_seen[:, None])
+        state = attend_keys(state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS)
+    rows = (piece * num_batches + batch) * num_rows + tokens
+    places = row_offsets(rows, heads, groups * HEADS_PER_GROUP, 1)
+    store_attention(state, outs, lse, places, kept, VALUE_DIMS)
 
 
 def compressed_launch(query: Tensor, key: Tensor, value: Tensor, place: DecodePlace, tile: Tile) -> Launch:

@@ -15,15 +15,16 @@ from trisparse.triton.launch import Launch, Tile, split_dim, stride_arguments
 from trisparse.triton.primitives import (
     LOG2_E,
     add_parts,
+    empty_state,
     load_parts,
     load_rows,
-    row_offsets,
     scale_parts,
     softmax_end,
     softmax_step,
     store_parts,
     zero_parts,
 )
+from trisparse.triton.tiles import row_offsets
 from trisparse.triton.variants import KernelVariant
 
 # a program has one head of one token, and a tile is so many of its pieces
@@ -49,21 +50,17 @@ def _join(
     pieces,
     piece_stride,
     KEYS: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
 ):
     """One branch's output [1, dims]: the row at `place` of `pieces` pieces from `first_piece` on."""
-    sums = zero_parts(1, VALUE_FIRST, VALUE_SECOND)
-    highest = tl.full([1], float("-inf"), tl.float32)
-    total = tl.zeros([1], tl.float32)
+    sums, highest, total = empty_state(1, VALUE_DIMS)
     for first in range(0, pieces, KEYS):
         piece = first + tl.arange(0, KEYS)
         exists = piece < pieces
         offsets = (first_piece + piece).to(tl.int64) * piece_stride + place
         scores = load_rows(lse, offsets, exists, float("-inf")) * LOG2_E
         weights, rescale, highest, total = softmax_step(scores[None, :], highest, total)
-        part = load_parts(outs, offsets * VALUE_DIM, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+        part = load_parts(outs, offsets * VALUE_DIMS[0], exists, VALUE_DIMS)
         part = _sum_rows(scale_parts(part, tl.trans(weights)))
         sums = add_parts(scale_parts(sums, rescale[:, None]), part)
     inverse, _ = softmax_end(highest, total)
@@ -99,13 +96,14 @@ def decode_join_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     place = tl.program_id(0).to(tl.int64)
     head, token = place % num_heads, place // num_heads % num_rows
     batch = place // num_heads // num_rows
     position = row_start(starts, batch, num_rows, room) + token.to(tl.int32)
     gates += batch * gates_stride_b + row_offsets(token, head, gates_stride_t, gates_stride_h)
     piece_stride = (num_batches * num_rows).to(tl.int64) * num_heads
-    sums = zero_parts(1, VALUE_FIRST, VALUE_SECOND)
+    sums = zero_parts(1, VALUE_DIMS)
     for branch in tl.static_range(3):
         # as many pieces as the branch's kernel has filled for this row
         first_piece = 0
@@ -117,22 +115,11 @@ def decode_join_kernel(
         if branch == 2:
             first_piece = compressed_pieces + selected_pieces
             pieces = tl.cdiv(tl.maximum(tl.minimum(position + 1, window), 0), TOKEN_PIECE)
-        joined = _join(
-            outs,
-            lse,
-            place,
-            first_piece,
-            pieces,
-            piece_stride,
-            KEYS,
-            VALUE_DIM,
-            VALUE_FIRST,
-            VALUE_SECOND,
-        )
+        joined = _join(outs, lse, place, first_piece, pieces, piece_stride, KEYS, VALUE_DIMS)
         sums = add_parts(sums, scale_parts(joined, tl.load(gates + branch).to(tl.float32)))
     # out is ours and contiguous: [B, n, H, E]
     offsets = (place + tl.arange(0, 1)) * VALUE_DIM
-    store_parts(out, offsets, offsets >= 0, sums, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    store_parts(out, offsets, offsets >= 0, sums, VALUE_DIMS)
 
 
 def join_launch(gates: Tensor, out: Tensor, num_keys: int, place: DecodePlace) -> Launch:

@@ -19,16 +19,6 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.triton.launch import LEAST_WIDTH, PinnedTiles, Tile, heads_per_tile
-from trisparse.triton.primitives import (
-    add_product,
-    dot_transposed,
-    load_parts,
-    scale_parts,
-    softmax_end,
-    softmax_step,
-    store_parts,
-    zero_parts,
-)
 
 # keys of a piece for one new token: short enough that one row of the batch keeps a GPU busy. More tokens make
 # more programs, and the longer their pieces are, the less has to be joined
@@ -57,65 +47,6 @@ def row_start(starts, batch, num_rows, room):
 def blocks_until(positions, SELECT_BLOCK: tl.constexpr):
     """How many selection blocks begin at or before `positions`."""
     return tl.maximum(positions + SELECT_BLOCK, 0) // SELECT_BLOCK
-
-
-@triton.jit
-def empty_state(ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """(sums, highest, total) of rows that have seen no key yet."""
-    sums = zero_parts(ROWS, FIRST, SECOND)
-    return sums, tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
-
-
-@triton.jit
-def attend_keys(
-    state,
-    query,
-    key,
-    value,
-    keys,
-    exists,
-    visible,
-    score_scale,
-    key_stride_t,
-    value_stride_t,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """`state` after one more tile of `keys`, of which those that do not exist are never loaded.
-
-    `visible`, which implies `exists`, must broadcast with [rows, keys].
-    """
-    sums, highest, total = state
-    rows = keys.to(tl.int64)
-    key_parts = load_parts(key, rows * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    scores = dot_transposed(query, key_parts) * score_scale
-    scores = tl.where(visible, scores, float("-inf"))
-    weights, rescale, highest, total = softmax_step(scores, highest, total)
-    values = load_parts(value, rows * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    return add_product(scale_parts(sums, rescale[:, None]), weights, values), highest, total
-
-
-@triton.jit
-def store_piece(
-    state,
-    outs,
-    lse,
-    places,
-    kept,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """The output and the natural log-sum-exp of one piece, 0 and -inf for a row that sees none of it."""
-    sums, highest, total = state
-    inverse, log_sum_exp = softmax_end(highest, total)
-    tl.store(lse + places, log_sum_exp, mask=kept)
-    results = scale_parts(sums, inverse[:, None])
-    store_parts(outs, places * VALUE_DIM, kept, results, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
 
 
 class Pieces(NamedTuple):

@@ -30,12 +30,10 @@ from trisparse.triton.primitives import (
     LOG2_E,
     dot_transposed,
     load_parts,
-    row_heads,
-    row_offsets,
-    row_tokens,
     softmax_end,
     softmax_step,
 )
+from trisparse.triton.tiles import load_view, program_digits, row_offsets, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 # most rows x selection blocks
@@ -104,11 +102,10 @@ def decode_scores_kernel(
     RATIO: tl.constexpr = SELECT_BLOCK // COMPRESS_STRIDE
     OVERLAP: tl.constexpr = COMPRESS_BLOCK // COMPRESS_STRIDE
     TOKENS: tl.constexpr = ROWS // HEADS
-    program = tl.program_id(0).to(tl.int64)
-    first = (program % panels).to(tl.int32) * TOKENS
-    group = program // panels % groups
-    batch = program // panels // groups % num_batches
-    first_block = (program // panels // groups // num_batches).to(tl.int32) * KEYS
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    panel_number, group, batch, tile = program_digits(panels, groups, num_batches)
+    first = panel_number.to(tl.int32) * TOKENS
+    first_block = tile.to(tl.int32) * KEYS
 
     start = row_start(starts, batch, num_rows, room)
     last = start + tl.minimum(first + TOKENS, num_rows) - 1
@@ -117,8 +114,8 @@ def decode_scores_kernel(
     if (candidates <= NUM_SELECTED) | (first_block >= candidates):
         return
 
-    tokens = row_tokens(first, ROWS, HEADS)
-    query += batch * query_stride_b
+    tokens = first + tl.arange(0, ROWS) // HEADS
+    query_view = query, query_stride_b, query_stride_t, query_stride_h
     key += batch * key_stride_b + group * key_stride_h
     # keys that each row, and that some row sees
     row_seen = tl.minimum(keys_complete(start + tokens, COMPRESS_STRIDE, COMPRESS_BLOCK), num_keys)
@@ -127,20 +124,15 @@ def decode_scores_kernel(
     block = first_block + tl.arange(0, KEYS)
     score = tl.zeros([TOKENS, KEYS], tl.float32)
     for chunk in range(CHUNKS):
-        heads = row_heads(chunk, ROWS, HEADS)
-        kept = (tokens < num_rows) & (heads < HEADS_PER_GROUP)
-        heads += group * HEADS_PER_GROUP
-        query_offsets = row_offsets(tokens, heads, query_stride_t, query_stride_h)
-        queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+        _, heads, kept = tile_rows(first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+        queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
         places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
         reach = tl.where(kept, row_seen, 0)
         row_lse = joined_lse(lse, places, tl.cdiv(reach, PIECE), piece_stride, ROWS)
         for phase in range(1 - OVERLAP, RATIO):
             index = block * RATIO + phase
             exists = (index >= 0) & (index < seen)
-            key_parts = load_parts(
-                key, index.to(tl.int64) * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND
-            )
+            key_parts = load_parts(key, index.to(tl.int64) * key_stride_t, exists, HEAD_DIMS)
             weights = tl.exp2(dot_transposed(queries, key_parts) * score_scale - row_lse[:, None])
             visible = exists[None, :] & (index[None, :] < reach[:, None])
             weights = tl.where(visible, weights, 0.0)

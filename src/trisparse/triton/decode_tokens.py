@@ -15,11 +15,8 @@ from torch import Tensor
 from trisparse.triton.decode_rows import (
     TILES,
     DecodePlace,
-    attend_keys,
     blocks_until,
-    empty_state,
     row_start,
-    store_piece,
 )
 from trisparse.triton.decode_shapes import decode_cases
 from trisparse.triton.launch import (
@@ -31,21 +28,23 @@ from trisparse.triton.launch import (
     pinned,
     stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, load_parts, row_offsets
+from trisparse.triton.primitives import LOG2_E, empty_state
+from trisparse.triton.steps import attend_keys, store_attention
+from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 Pair = tuple[Tensor, Tensor]
 
 
 @triton.jit
-def _branch(
-    is_selected, selected, window, batch, group, stride_b, stride_h, window_stride_b, window_stride_h
-):
-    """Where one group's keys or values of a batch row begin, in the branch that the piece belongs to."""
-    return tl.where(
-        is_selected,
-        selected + batch * stride_b + group * stride_h,
-        window + batch * window_stride_b + group * window_stride_h,
+def _pair_of_branch(is_selected, selected, window):
+    """The pair that a piece reads: that of the branch it belongs to."""
+    # both branches share one loop: two would need shared memory for the keys of both
+    return (
+        tl.where(is_selected, selected[0], window[0]),
+        tl.where(is_selected, selected[1], window[1]),
+        tl.where(is_selected, selected[2], window[2]),
+        tl.where(is_selected, selected[3], window[3]),
     )
 
 
@@ -109,14 +108,13 @@ def decode_tokens_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    group = program // CHUNKS % groups
-    row = program // CHUNKS // groups % (num_batches * num_rows)
-    batch, token = row // num_rows, row % num_rows
-    piece = (program // CHUNKS // groups // (num_batches * num_rows)).to(tl.int32)
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    chunk, group, row, number = program_digits(CHUNKS, groups, num_batches * num_rows)
+    batch, token = row // num_rows, (row % num_rows).to(tl.int32)
+    piece = number.to(tl.int32)
 
-    position = row_start(starts, batch, num_rows, room) + token.to(tl.int32)
+    position = row_start(starts, batch, num_rows, room) + token
     is_selected = piece < selected_pieces
     length = tl.minimum(blocks_until(position, SELECT_BLOCK), NUM_SELECTED) * SELECT_BLOCK
     length = tl.where(is_selected, length, tl.minimum(position + 1, window))
@@ -125,68 +123,32 @@ def decode_tokens_kernel(
     if begin >= end:
         return
 
-    heads = chunk * ROWS + tl.arange(0, ROWS)
-    kept = heads < HEADS_PER_GROUP
-    heads += group * HEADS_PER_GROUP
-    query += batch * query_stride_b + token * query_stride_t
-    queries = load_parts(query, heads * query_stride_h, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    tokens, heads, kept = tile_rows(token, num_rows, chunk, group, HEADS_PER_GROUP, ROWS, ROWS)
+    query_view = query, query_stride_b, query_stride_t, query_stride_h
+    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    key_view = key_slc, key_slc_stride_b, key_slc_stride_t, key_slc_stride_h
+    value_view = value_slc, value_slc_stride_b, value_slc_stride_t, value_slc_stride_h
+    selected_pair = pair_of(key_view, value_view, batch, 0, group)
+    key_view = key_win, key_win_stride_b, key_win_stride_t, key_win_stride_h
+    value_view = value_win, value_win_stride_b, value_win_stride_t, value_win_stride_h
+    pair = _pair_of_branch(is_selected, selected_pair, pair_of(key_view, value_view, batch, 0, group))
+
     ids += (row * groups + group) * NUM_SELECTED
-    # both branches share one loop: two would need shared memory for the keys of both
-    key = _branch(
-        is_selected,
-        key_slc,
-        key_win,
-        batch,
-        group,
-        key_slc_stride_b,
-        key_slc_stride_h,
-        key_win_stride_b,
-        key_win_stride_h,
-    )
-    value = _branch(
-        is_selected,
-        value_slc,
-        value_win,
-        batch,
-        group,
-        value_slc_stride_b,
-        value_slc_stride_h,
-        value_win_stride_b,
-        value_win_stride_h,
-    )
-    key_stride_t = tl.where(is_selected, key_slc_stride_t, key_win_stride_t)
-    value_stride_t = tl.where(is_selected, value_slc_stride_t, value_win_stride_t)
     window_first = tl.maximum(position - window + 1, 0)
-    state = empty_state(ROWS, VALUE_FIRST, VALUE_SECOND)
+    state = empty_state(ROWS, VALUE_DIMS)
     for first in range(begin, end, KEYS):
         entries = first + tl.arange(0, KEYS)
         listed = entries < end
         block = tl.load(ids + entries // SELECT_BLOCK, mask=listed & is_selected, other=0)
         in_block = block * SELECT_BLOCK + entries % SELECT_BLOCK
-        rows = tl.where(is_selected, in_block, (window_first + entries) % ring)
+        keys = tl.where(is_selected, in_block, (window_first + entries) % ring)
         # the own block has tokens that are still to come
         exists = listed & ((in_block <= position) | (piece >= selected_pieces))
-        state = attend_keys(
-            state,
-            queries,
-            key,
-            value,
-            rows,
-            exists,
-            exists[None, :],
-            score_scale,
-            key_stride_t,
-            value_stride_t,
-            HEAD_DIM,
-            HEAD_FIRST,
-            HEAD_SECOND,
-            VALUE_DIM,
-            VALUE_FIRST,
-            VALUE_SECOND,
-        )
+        visible = exists[None, :]
+        state = attend_keys(state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS)
     rows = (pieces_before + piece).to(tl.int64) * (num_batches * num_rows) + row
     places = row_offsets(rows, heads, groups * HEADS_PER_GROUP, 1)
-    store_piece(state, outs, lse, places, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    store_attention(state, outs, lse, places, kept, VALUE_DIMS)
 
 
 def tokens_launch(

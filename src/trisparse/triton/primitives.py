@@ -1,11 +1,11 @@
 # mypy: allow-incomplete-defs
 # (a kernel's run-time arguments have no Python type)
-"""What all kernels of this room share: tiles of split dims, their products, masks, and the softmax step.
+"""What all kernels of this room share: split head dims, their products, numbers of rows, and softmax.
 
-A *tile of rows* is packed: row r is head `r % HEADS` of token `r // HEADS`, so that all heads of a KV group
-share each load of a key. A *parts* tuple holds a [rows, dims] tile whose dims are no power of two as one or
-two tiles that are (192 = 128 + 64); the second exists only if its constexpr width is not 0. Offsets are int64
-from the first multiply on. Softmax is in base 2: scores arrive multiplied by `scale * LOG2_E`.
+A *parts* tuple holds a [rows, dims] tile whose dims are no power of two as one or two tiles that are
+(192 = 128 + 64). DIMS is such a split, (all, first, second); the second part exists only if its width is not
+0. Offsets are int64 from the first multiply on. Softmax is in base 2: scores arrive multiplied by
+`scale * LOG2_E`.
 """
 
 import triton
@@ -13,48 +13,6 @@ import triton.language as tl
 
 LOG2_E = tl.constexpr(1.4426950408889634)
 LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def tile_place(table, tile, block, stop, num_rows, PACKED: tl.constexpr):
-    """(first, stop, token_first, block_first, row_first, row_stop) of tile number `tile`, int32 scalars.
-
-    PACKED reads a row of `PackedSequences.row_tiles` and its like; otherwise there is one document, and the
-    tiles are those of `block` out of `stop`.
-    """
-    if PACKED:
-        row = table + tile.to(tl.int64) * 6
-        first = tl.load(row)
-        stop = tl.load(row + 1)
-        token_first = tl.load(row + 2)
-        block_first = tl.load(row + 3)
-        row_first = tl.load(row + 4)
-        row_stop = tl.load(row + 5)
-    else:
-        first = (tile * block).to(tl.int32)
-        token_first = tl.full([], 0, tl.int32)
-        block_first = token_first
-        row_first = token_first
-        row_stop = num_rows
-    return first, stop, token_first, block_first, row_first, row_stop
-
-
-@triton.jit
-def row_tokens(first, ROWS: tl.constexpr, HEADS: tl.constexpr):
-    """Query row of the sequence for each row of a packed tile, int32 [ROWS]."""
-    return first + tl.arange(0, ROWS) // HEADS
-
-
-@triton.jit
-def row_heads(chunk, ROWS: tl.constexpr, HEADS: tl.constexpr):
-    """Head within the group for each row of a packed tile, [ROWS]; `chunk` counts runs of HEADS heads."""
-    return chunk * HEADS + tl.arange(0, ROWS) % HEADS
-
-
-@triton.jit
-def row_offsets(tokens, heads, stride_token, stride_head):
-    """Offsets of (token, head) rows, int64."""
-    return tokens.to(tl.int64) * stride_token + heads.to(tl.int64) * stride_head
 
 
 @triton.jit
@@ -75,16 +33,16 @@ def load_part(pointer, offsets, mask, BEGIN: tl.constexpr, WIDTH: tl.constexpr, 
 
 
 @triton.jit
-def load_parts(pointer, offsets, mask, DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
-    """Parts of the rows at `offsets` [rows], each DIM wide with stride 1; 0 where `mask` [rows] is false.
+def load_parts(pointer, offsets, mask, DIMS: tl.constexpr):
+    """Parts of the rows at `offsets` [rows], of dims with stride 1; 0 where `mask` [rows] is false.
 
     A `mask` of None reads all rows.
     """
-    first = load_part(pointer, offsets, mask, 0, FIRST, DIM)
-    if SECOND == 0:
+    first = load_part(pointer, offsets, mask, 0, DIMS[1], DIMS[0])
+    if DIMS[2] == 0:
         return (first,)
     else:
-        return first, load_part(pointer, offsets, mask, FIRST, SECOND, DIM)
+        return first, load_part(pointer, offsets, mask, DIMS[1], DIMS[2], DIMS[0])
 
 
 @triton.jit
@@ -98,20 +56,20 @@ def store_part(pointer, offsets, mask, part, BEGIN: tl.constexpr, WIDTH: tl.cons
 
 
 @triton.jit
-def store_parts(pointer, offsets, mask, parts, DIM: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+def store_parts(pointer, offsets, mask, parts, DIMS: tl.constexpr):
     """The inverse of `load_parts`, rounded to the pointer's dtype."""
-    store_part(pointer, offsets, mask, parts[0], 0, FIRST, DIM)
-    if SECOND > 0:
-        store_part(pointer, offsets, mask, parts[1], FIRST, SECOND, DIM)
+    store_part(pointer, offsets, mask, parts[0], 0, DIMS[1], DIMS[0])
+    if DIMS[2] > 0:
+        store_part(pointer, offsets, mask, parts[1], DIMS[1], DIMS[2], DIMS[0])
 
 
 @triton.jit
-def zero_parts(ROWS: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr):
+def zero_parts(ROWS: tl.constexpr, DIMS: tl.constexpr):
     """fp32 accumulators, zero."""
-    if SECOND == 0:
-        return (tl.zeros([ROWS, FIRST], tl.float32),)
+    if DIMS[2] == 0:
+        return (tl.zeros([ROWS, DIMS[1]], tl.float32),)
     else:
-        return tl.zeros([ROWS, FIRST], tl.float32), tl.zeros([ROWS, SECOND], tl.float32)
+        return tl.zeros([ROWS, DIMS[1]], tl.float32), tl.zeros([ROWS, DIMS[2]], tl.float32)
 
 
 @triton.jit
@@ -159,6 +117,13 @@ def add_product(accumulator, weights, parts):
     else:
         first = tl.dot(weights, parts[0], accumulator[0], input_precision="ieee")
         return first, tl.dot(weights, parts[1], accumulator[1], input_precision="ieee")
+
+
+@triton.jit
+def empty_state(ROWS: tl.constexpr, DIMS: tl.constexpr):
+    """(sums, highest, total) of rows that have seen no key yet."""
+    sums = zero_parts(ROWS, DIMS)
+    return sums, tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
 
 
 @triton.jit

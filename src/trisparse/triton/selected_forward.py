@@ -25,31 +25,21 @@ from trisparse.triton.launch import (
     rowwise,
     stride_arguments,
 )
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_product,
-    dot_transposed,
-    load_parts,
-    row_offsets,
-    scale_parts,
-    softmax_end,
-    softmax_step,
-    store_parts,
-    tile_place,
-    zero_parts,
-)
+from trisparse.triton.primitives import LOG2_E, empty_state
 from trisparse.triton.selection_primitives import (
     TokenTile,
     Visits,
     empty_visits,
-    hide,
     keys_of_step,
     token_tile,
     visit_list,
+    visited_keys,
     visits_of,
 )
 from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.shapes import TOKENS, shape_cases
+from trisparse.triton.steps import attend_keys, store_attention
+from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_place, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 # most rows and keys of a step, chosen by what compiles without spilling
@@ -58,63 +48,6 @@ TILES: PinnedTiles = {
     "medium": ((640, Tile(64, 64, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
     "small": ((512, Tile(64, 32, 4, 2)), (640, Tile(64, 32, 4, 1)), (float("inf"), Tile(16, 32, 8, 1))),
 }
-
-
-@triton.jit
-def _step(
-    state,
-    query,
-    key,
-    value,
-    blocks,
-    members,
-    step,
-    positions,
-    reach,
-    token,
-    score_scale,
-    key_stride_t,
-    value_stride_t,
-    MASKED: tl.constexpr,
-    UNION: tl.constexpr,
-    KEYS: tl.constexpr,
-    SELECT_BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """`state` = (sums, highest, total) after step number `step`: a block, or KEYS tokens of it."""
-    PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    RAGGED: tl.constexpr = SELECT_BLOCK % KEYS > 0
-    sums, highest, total = state
-    offsets = step % PARTS * KEYS + tl.arange(0, KEYS)
-    keys = tl.load(blocks + step // PARTS) * SELECT_BLOCK + offsets
-    bits = tl.load(members + step // PARTS) if UNION else 0
-    # a key behind the last row is not even loaded: it may be NaN
-    exists = (offsets < SELECT_BLOCK) & (keys < reach) if MASKED or RAGGED else None
-    places = keys.to(tl.int64)
-    key_parts = load_parts(key, places * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    scores = dot_transposed(query, key_parts) * score_scale
-    scores = hide(
-        scores,
-        float("-inf"),
-        keys,
-        offsets,
-        reach,
-        positions,
-        bits,
-        token,
-        MASKED,
-        UNION,
-        RAGGED,
-        SELECT_BLOCK,
-    )
-    weights, rescale, highest, total = softmax_step(scores, highest, total)
-    values = load_parts(value, places * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    return add_product(scale_parts(sums, rescale[:, None]), weights, values), highest, total
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "num_lists", "query_start"])
@@ -160,82 +93,51 @@ def selected_forward_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    group = program // CHUNKS % groups
-    tile = program // (CHUNKS * groups) % num_tiles
-    batch = program // (CHUNKS * groups) // num_tiles
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    chunk, group, tile, batch = program_digits(CHUNKS, groups, num_tiles)
     first, stop, token_first, _, _, row_stop = tile_place(table, tile, TOKENS, num_rows, num_rows, PACKED)
+    tile_stop = tl.minimum(first + TOKENS, stop)
+    tokens, heads, kept = tile_rows(first, tile_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
     shift = query_start - token_first
-
-    row = tl.arange(0, ROWS)
-    token, head = row // HEADS, chunk * HEADS + row % HEADS
-    kept = (token < TOKENS) & (first + token < stop) & (head < HEADS_PER_GROUP)
-    positions = first + token + shift
-    head += group * HEADS_PER_GROUP
-    query += batch * query_stride_b
-    query_offsets = row_offsets(first + token, head, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    key += batch * key_stride_b + group * key_stride_h + token_first.to(tl.int64) * key_stride_t
-    value += batch * value_stride_b + group * value_stride_h + token_first.to(tl.int64) * value_stride_t
-
+    own_first = (first + shift) // SELECT_BLOCK
     offset, past, visits = visit_list(
-        blocks,
-        batch,
-        group,
-        tile,
-        first,
-        stop,
-        (first + shift) // SELECT_BLOCK,
-        num_lists,
-        groups,
-        LENGTH,
-        WIDTH,
+        blocks, batch, group, tile, first, stop, own_first, num_lists, groups, LENGTH, WIDTH
     )
     blocks += offset
     if UNION:
         members += offset
+
+    query_view = query, query_stride_b, query_stride_t, query_stride_h
+    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, token_first.to(tl.int64), group)
+
+    state = empty_state(ROWS, VALUE_DIMS)
     PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    sums = zero_parts(ROWS, VALUE_FIRST, VALUE_SECOND)
-    state = sums, tl.full([ROWS], float("-inf"), tl.float32), tl.zeros([ROWS], tl.float32)
     for masked in tl.static_range(2):
-        begin, end = 0, past
-        if masked == 1:
-            begin, end = past, visits
-        for step in range(begin * PARTS, end * PARTS):
-            state = _step(
-                state,
-                queries,
-                key,
-                value,
+        lower, upper = (past, visits) if masked else (0, past)
+        for step in range(lower * PARTS, upper * PARTS):
+            keys, exists, visible = visited_keys(
+                step,
                 blocks,
                 members,
-                step,
-                positions,
+                tokens - first,
+                tokens + shift,
                 row_stop + shift,
-                token,
-                score_scale,
-                key_stride_t,
-                value_stride_t,
-                masked == 1,
+                masked,
                 UNION,
                 KEYS,
                 SELECT_BLOCK,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
-                VALUE_DIM,
-                VALUE_FIRST,
-                VALUE_SECOND,
+            )
+            state = attend_keys(
+                state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
             )
 
-    sums, highest, total = state
-    inverse, log_sum_exp = softmax_end(highest, total)
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]
-    places = row_offsets(batch * num_rows + first + token, head, groups * HEADS_PER_GROUP, 1)
-    tl.store(lse + places, log_sum_exp, mask=kept)
-    results = scale_parts(sums, inverse[:, None])
-    store_parts(out, places * VALUE_DIM, kept, results, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    store_attention(state, out, lse, places, kept, VALUE_DIMS)
 
 
 def forward_launch(

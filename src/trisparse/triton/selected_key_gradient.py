@@ -16,22 +16,10 @@ from torch import Tensor
 
 from trisparse.triton.block_index import BlockIndex
 from trisparse.triton.launch import Launch, Place, Tile, dim_constants, stride_arguments
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_parts,
-    add_product,
-    dot_transposed,
-    load_lse,
-    load_parts,
-    load_rows,
-    row_offsets,
-    scale_parts,
-    score_gradient,
-    store_parts,
-    tile_place,
-    zero_parts,
-)
+from trisparse.triton.primitives import LOG2_E, add_parts, scale_parts, zero_parts
 from trisparse.triton.selection_primitives import keys_of_step
+from trisparse.triton.steps import gradient_rows, key_gradient_step
+from trisparse.triton.tiles import load_pair, pair_of, program_digits, row_offsets, store_pair, tile_place
 
 # rows of a piece, and how many blocks chosen by all rows find room for the sums of their pieces; the list of
 # a block that finds none is not split
@@ -94,70 +82,25 @@ def split(
 
 
 @triton.jit
-def _key_step(
-    grad_keys,
-    grad_values,
-    keys,
-    values,
-    key_positions,
-    query,
-    grad,
-    lse,
-    delta,
-    gate,
-    rows,
-    entry,
-    total,
-    query_start,
-    score_scale,
-    num_heads,
-    query_stride_t,
-    query_stride_h,
-    grad_stride_t,
-    grad_stride_h,
-    gate_stride_t,
-    gate_stride_h,
-    MASKED: tl.constexpr,
-    GATED: tl.constexpr,
-    HEADS: tl.constexpr,
-    ROWS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """d key / scale and d value after ROWS more (row, head) entries of the list, from `entry` on."""
-    entries = entry + tl.arange(0, ROWS)
-    kept = entries < total
-    row = tl.load(rows + entries // HEADS, mask=kept, other=0)
-    head = entries % HEADS
-    query_offsets = row_offsets(row, head, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    places = row_offsets(row, head, num_heads, 1)
-    row_lse = load_lse(lse, places, kept)
-    # transposed, [keys, rows]: the weights are then the left operand of both products
-    weights = tl.exp2(dot_transposed(keys, queries) * score_scale - row_lse[None, :])
-    if MASKED:
-        visible = key_positions[:, None] <= (row + query_start)[None, :]
-        weights = tl.where(visible, weights, 0.0)
-    grad_offsets = row_offsets(row, head, grad_stride_t, grad_stride_h)
-    grads = load_parts(grad, grad_offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    row_delta = load_rows(delta, places, kept, 0.0)
-    row_gate = row_delta
-    gated = weights
-    if GATED:
-        gate_offsets = row_offsets(row, head, gate_stride_t, gate_stride_h)
-        row_gate = load_rows(gate, gate_offsets, kept, 0.0)
-        gated = weights * row_gate[None, :]
-    grad_values = add_product(grad_values, gated, grads)
-    products = dot_transposed(values, grads)
-    grad_scores = score_gradient(weights, products, row_gate[None, :], row_delta[None, :], GATED)
-    if MASKED:
-        # set, not multiplied: 0 * inf is NaN, and a hidden key's product may have overflowed
-        grad_scores = tl.where(visible, grad_scores, 0.0)
-    return add_product(grad_keys, grad_scores, queries), grad_values
+def _entry_rows(rows, first, size, group, HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """(tokens, heads, kept) of ROWS entries from `first` on; entry i is head i % HEADS of row i // HEADS."""
+    entries = first + tl.arange(0, ROWS)
+    kept = entries < size * HEADS
+    tokens = tl.load(rows + entries // HEADS, mask=kept, other=0)
+    return tokens, group * HEADS + entries % HEADS, kept
+
+
+@triton.jit
+def _masked_entries(rows, size, last_row, HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+    """How many entries, in whole steps of ROWS, have to be masked.
+
+    The list is ascending: rows inside the block, before that of its last token, come first, and only from
+    them are later tokens of it hidden.
+    """
+    leading = tl.arange(0, BLOCK_WIDTH)
+    leaders = tl.load(rows + leading, mask=leading < size, other=2**30)
+    inside = tl.sum((leaders < last_row).to(tl.int32), axis=0)
+    return tl.minimum(tl.cdiv(inside * HEADS, ROWS), tl.cdiv(size * HEADS, ROWS)) * ROWS
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots", "query_start"])
@@ -218,14 +161,12 @@ def selected_key_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    program = tl.program_id(0).to(tl.int64)
-    part = program % PARTS
-    piece = program // PARTS % most_pieces
     # early blocks have the longest lists: they start first
     pairs = tl.num_programs(0) // (num_blocks * most_pieces * PARTS)
-    pair = program // (PARTS * most_pieces) % pairs
-    block = program // (PARTS * most_pieces) // pairs
+    part, piece, pair, block = program_digits(PARTS, most_pieces, pairs)
     batch, group = pair // groups, pair % groups
     number = pair * num_blocks + block
     begin, end = tl.load(starts + number), tl.load(starts + number + 1)
@@ -233,94 +174,55 @@ def selected_key_kernel(
         pieces = tl.load(counts + number)
         if piece >= pieces:
             return
-        if pieces > 1:
-            begin += piece * piece_rows
-            end = tl.minimum(begin + piece_rows, end)
+        begin += piece * piece_rows
+        end = tl.where(pieces > 1, tl.minimum(begin + piece_rows, end), end)
     first, stop, _, _, _, row_stop = tile_place(table, block, SELECT_BLOCK, num_tokens, num_rows, PACKED)
+    rows += begin
+    size = (end - begin).to(tl.int32)
+    masked = _masked_entries(rows, size, first + SELECT_BLOCK - 1 - query_start, HEADS, ROWS, BLOCK_WIDTH)
 
     offsets = (part * KEYS).to(tl.int32) + tl.arange(0, KEYS)
     tokens = first + offsets
-    # a key behind the last row is not even loaded: it may be NaN
     owned = (offsets < SELECT_BLOCK) & (tokens < stop)
+    # a key behind the last row is not even loaded: it may be NaN
     exists = owned & (tokens < row_stop + query_start)
-    places = tokens.to(tl.int64)
-    key += batch * key_stride_b + group * key_stride_h
-    value += batch * value_stride_b + group * value_stride_h
-    keys = load_parts(key, places * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    values = load_parts(value, places * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    query += batch * query_stride_b + group * HEADS * query_stride_h
-    grad += batch * grad_stride_b + group * HEADS * grad_stride_h
-    # lse and delta are ours and contiguous: [B, Tq, H]
-    num_heads = groups * HEADS
-    lse += batch * num_rows * num_heads + group * HEADS
-    delta += batch * num_rows * num_heads + group * HEADS
-    if GATED:
-        gate += batch * gate_stride_b + group * HEADS * gate_stride_h
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    keys, values = load_pair(
+        pair_of(key_view, value_view, batch, 0, group), tokens, exists, HEAD_DIMS, VALUE_DIMS
+    )
 
-    # the list is ascending: rows inside the block, from which later tokens of it are hidden, come first
-    rows += begin
-    size = (end - begin).to(tl.int32)
-    leading = tl.arange(0, BLOCK_WIDTH)
-    leaders = tl.load(rows + leading, mask=leading < size, other=2**30)
-    inside = tl.sum((leaders + query_start < first + (SELECT_BLOCK - 1)).to(tl.int32), axis=0)
-    total = size * HEADS
-    grad_keys = zero_parts(KEYS, HEAD_FIRST, HEAD_SECOND)
-    grad_values = zero_parts(KEYS, VALUE_FIRST, VALUE_SECOND)
-    masked_end = tl.minimum(tl.cdiv(inside * HEADS, ROWS) * ROWS, tl.cdiv(total, ROWS) * ROWS)
+    sums = zero_parts(KEYS, HEAD_DIMS), zero_parts(KEYS, VALUE_DIMS)
     for past in tl.static_range(2):
-        lower, upper = 0, masked_end
-        if past == 1:
-            lower, upper = masked_end, total
+        lower, upper = (masked, size * HEADS) if past else (0, masked)
         for entry in range(lower, upper, ROWS):
-            grad_keys, grad_values = _key_step(
-                grad_keys,
-                grad_values,
-                keys,
-                values,
-                tokens,
-                query,
-                grad,
-                lse,
-                delta,
-                gate,
-                rows,
-                entry,
-                total,
-                query_start,
-                score_scale,
-                num_heads,
-                query_stride_t,
-                query_stride_h,
-                grad_stride_t,
-                grad_stride_h,
-                gate_stride_t,
-                gate_stride_h,
-                past == 0,
+            row, head, kept = _entry_rows(rows, entry, size, group, HEADS, ROWS)
+            # lse and delta are ours and contiguous: [B, Tq, H]
+            places = row_offsets(batch * num_rows + row, head, groups * HEADS, 1)
+            gathered = gradient_rows(
+                (query, query_stride_b, query_stride_t, query_stride_h),
+                (grad, grad_stride_b, grad_stride_t, grad_stride_h),
+                (gate, gate_stride_b, gate_stride_t, gate_stride_h),
+                (lse, delta, places),
+                (batch, row, head, kept),
                 GATED,
-                HEADS,
-                ROWS,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
-                VALUE_DIM,
-                VALUE_FIRST,
-                VALUE_SECOND,
+                HEAD_DIMS,
+                VALUE_DIMS,
             )
+            visible = None if past else tokens[:, None] <= (row + query_start)[None, :]
+            sums = key_gradient_step(sums, keys, values, gathered, visible, score_scale, GATED)
 
-    grad_keys = scale_parts(grad_keys, scale)
-    # d key and d value are ours and contiguous: [B, T, G, D | E]
-    places = (batch * num_tokens + tokens) * groups + group
+    grad_keys, grad_values = scale_parts(sums[0], scale), sums[1]
     if SPLIT:  # noqa: SIM102 (known when compiled: without pieces there is nowhere to store their sums)
         if pieces > 1:
-            slot = pair * num_slots + tl.load(slots + number) + piece
-            parts = slot * SELECT_BLOCK + offsets
-            store_parts(piece_keys, parts * HEAD_DIM, owned, grad_keys, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-            store_parts(
-                piece_values, parts * VALUE_DIM, owned, grad_values, VALUE_DIM, VALUE_FIRST, VALUE_SECOND
-            )
+            pieces_pair = piece_keys, piece_values, HEAD_DIM, VALUE_DIM
+            places = (pair * num_slots + tl.load(slots + number) + piece) * SELECT_BLOCK + offsets
+            store_pair(pieces_pair, places, owned, grad_keys, grad_values, HEAD_DIMS, VALUE_DIMS)
             return
-    store_parts(grad_key, places * HEAD_DIM, owned, grad_keys, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    store_parts(grad_value, places * VALUE_DIM, owned, grad_values, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    # d key and d value are ours and contiguous: [B, T, G, D | E]
+    grad_pair = grad_key, grad_value, HEAD_DIM, VALUE_DIM
+    places = (batch * num_tokens + tokens) * groups + group
+    store_pair(grad_pair, places, owned, grad_keys, grad_values, HEAD_DIMS, VALUE_DIMS)
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots"])
@@ -348,11 +250,11 @@ def add_pieces_kernel(
     VALUE_SECOND: tl.constexpr,
 ):
     """d key and d value of the blocks whose lists were split: the sums of their pieces, in order."""
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     PARTS: tl.constexpr = (SELECT_BLOCK + ROWS - 1) // ROWS
-    program = tl.program_id(0).to(tl.int64)
-    part = program % PARTS
-    number = program // PARTS
-    block, pair = number % num_blocks, number // num_blocks
+    part, block, _, pair = program_digits(PARTS, num_blocks, 1)
+    number = pair * num_blocks + block
     pieces = tl.load(counts + number)
     if pieces <= 1:
         return
@@ -360,19 +262,16 @@ def add_pieces_kernel(
     offsets = (part * ROWS).to(tl.int32) + tl.arange(0, ROWS)
     owned = (offsets < SELECT_BLOCK) & (first + offsets < stop)
     slot = pair * num_slots + tl.load(slots + number)
-    keys = zero_parts(ROWS, HEAD_FIRST, HEAD_SECOND)
-    values = zero_parts(ROWS, VALUE_FIRST, VALUE_SECOND)
+    pieces_pair = piece_keys, piece_values, HEAD_DIM, VALUE_DIM
+    keys, values = zero_parts(ROWS, HEAD_DIMS), zero_parts(ROWS, VALUE_DIMS)
     for piece in range(pieces):
-        parts = (slot + piece) * SELECT_BLOCK + offsets
-        keys = add_parts(
-            keys, load_parts(piece_keys, parts * HEAD_DIM, owned, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+        more_keys, more_values = load_pair(
+            pieces_pair, (slot + piece) * SELECT_BLOCK + offsets, owned, HEAD_DIMS, VALUE_DIMS
         )
-        values = add_parts(
-            values, load_parts(piece_values, parts * VALUE_DIM, owned, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-        )
+        keys, values = add_parts(keys, more_keys), add_parts(values, more_values)
     places = (pair // groups * num_tokens + first + offsets) * groups + pair % groups
-    store_parts(grad_key, places * HEAD_DIM, owned, keys, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    store_parts(grad_value, places * VALUE_DIM, owned, values, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    grad_pair = grad_key, grad_value, HEAD_DIM, VALUE_DIM
+    store_pair(grad_pair, places, owned, keys, values, HEAD_DIMS, VALUE_DIMS)
 
 
 def _block_table(place: Place) -> Tensor | None:

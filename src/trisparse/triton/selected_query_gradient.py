@@ -11,85 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.triton.launch import Launch, Place, Tile, dim_constants, stride_arguments
-from trisparse.triton.primitives import (
-    LOG2_E,
-    add_parts,
-    add_product,
-    dot_transposed,
-    load_lse,
-    load_parts,
-    load_rows,
-    row_offsets,
-    scale_parts,
-    score_gradient,
-    store_parts,
-    tile_place,
-    zero_parts,
-)
-from trisparse.triton.selection_primitives import TokenTile, Visits, hide, keys_of_step, visit_list
-
-
-@triton.jit
-def _query_step(
-    sums,
-    query,
-    grad,
-    lse,
-    delta,
-    gate,
-    key,
-    value,
-    blocks,
-    members,
-    step,
-    positions,
-    reach,
-    token,
-    score_scale,
-    key_stride_t,
-    value_stride_t,
-    MASKED: tl.constexpr,
-    GATED: tl.constexpr,
-    UNION: tl.constexpr,
-    KEYS: tl.constexpr,
-    SELECT_BLOCK: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
-    VALUE_DIM: tl.constexpr,
-    VALUE_FIRST: tl.constexpr,
-    VALUE_SECOND: tl.constexpr,
-):
-    """d query / scale, `sums`, after step number `step`: a block, or KEYS tokens of it."""
-    PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    RAGGED: tl.constexpr = SELECT_BLOCK % KEYS > 0
-    offsets = step % PARTS * KEYS + tl.arange(0, KEYS)
-    keys = tl.load(blocks + step // PARTS) * SELECT_BLOCK + offsets
-    bits = tl.load(members + step // PARTS) if UNION else 0
-    # a key behind the last row is not even loaded: it may be NaN
-    exists = (offsets < SELECT_BLOCK) & (keys < reach) if MASKED or RAGGED else None
-    places = keys.to(tl.int64)
-    key_parts = load_parts(key, places * key_stride_t, exists, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    value_parts = load_parts(value, places * value_stride_t, exists, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    weights = tl.exp2(dot_transposed(query, key_parts) * score_scale - lse[:, None])
-    products = dot_transposed(grad, value_parts)
-    grad_scores = score_gradient(weights, products, gate[:, None], delta[:, None], GATED)
-    # set, not multiplied: 0 * inf is NaN, and a hidden key's product may have overflowed
-    grad_scores = hide(
-        grad_scores,
-        0.0,
-        keys,
-        offsets,
-        reach,
-        positions,
-        bits,
-        token,
-        MASKED,
-        UNION,
-        RAGGED,
-        SELECT_BLOCK,
-    )
-    return add_product(sums, grad_scores, key_parts)
+from trisparse.triton.primitives import LOG2_E, zero_parts
+from trisparse.triton.selection_primitives import TokenTile, Visits, keys_of_step, visit_list, visited_keys
+from trisparse.triton.steps import gradient_rows, query_gradient_step, store_query_gradient
+from trisparse.triton.tiles import pair_of, program_digits, row_offsets, tile_place, tile_rows
 
 
 @triton.jit(do_not_specialize=["num_rows", "num_tiles", "num_lists", "query_start"])
@@ -148,96 +73,58 @@ def selected_query_kernel(
     VALUE_FIRST: tl.constexpr,
     VALUE_SECOND: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    chunk = program % CHUNKS
-    group = program // CHUNKS % groups
-    tile = program // (CHUNKS * groups) % num_tiles
-    batch = program // (CHUNKS * groups) // num_tiles
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
+    chunk, group, tile, batch = program_digits(CHUNKS, groups, num_tiles)
     first, stop, token_first, _, _, row_stop = tile_place(table, tile, TOKENS, num_rows, num_rows, PACKED)
+    tile_stop = tl.minimum(first + TOKENS, stop)
+    tokens, heads, kept = tile_rows(first, tile_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
     shift = query_start - token_first
-
-    row = tl.arange(0, ROWS)
-    token, head = row // HEADS, chunk * HEADS + row % HEADS
-    kept = (token < TOKENS) & (first + token < stop) & (head < HEADS_PER_GROUP)
-    positions = first + token + shift
-    head += group * HEADS_PER_GROUP
-    query += batch * query_stride_b
-    query_offsets = row_offsets(first + token, head, query_stride_t, query_stride_h)
-    queries = load_parts(query, query_offsets, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-    grad += batch * grad_stride_b
-    grad_offsets = row_offsets(first + token, head, grad_stride_t, grad_stride_h)
-    grads = load_parts(grad, grad_offsets, kept, VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    # lse, delta and d query are ours and contiguous: [B, Tq, H] and [B, Tq, H, D]
-    places = row_offsets(batch * num_rows + first + token, head, groups * HEADS_PER_GROUP, 1)
-    row_lse = load_lse(lse, places, kept)
-    row_delta = load_rows(delta, places, kept, 0.0)
-    row_gate = row_delta
-    if GATED:
-        gate += batch * gate_stride_b
-        gate_offsets = row_offsets(first + token, head, gate_stride_t, gate_stride_h)
-        row_gate = load_rows(gate, gate_offsets, kept, 0.0)
-    key += batch * key_stride_b + group * key_stride_h + token_first.to(tl.int64) * key_stride_t
-    value += batch * value_stride_b + group * value_stride_h + token_first.to(tl.int64) * value_stride_t
-
+    own_first = (first + shift) // SELECT_BLOCK
     offset, past, visits = visit_list(
-        blocks,
-        batch,
-        group,
-        tile,
-        first,
-        stop,
-        (first + shift) // SELECT_BLOCK,
-        num_lists,
-        groups,
-        LENGTH,
-        WIDTH,
+        blocks, batch, group, tile, first, stop, own_first, num_lists, groups, LENGTH, WIDTH
     )
     blocks += offset
     if UNION:
         members += offset
+
+    # lse, delta and d query are ours and contiguous: [B, Tq, H] and [B, Tq, H, D]
+    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    rows = gradient_rows(
+        (query, query_stride_b, query_stride_t, query_stride_h),
+        (grad, grad_stride_b, grad_stride_t, grad_stride_h),
+        (gate, gate_stride_b, gate_stride_t, gate_stride_h),
+        (lse, delta, places),
+        (batch, tokens, heads, kept),
+        GATED,
+        HEAD_DIMS,
+        VALUE_DIMS,
+    )
+    key_view = key, key_stride_b, key_stride_t, key_stride_h
+    value_view = value, value_stride_b, value_stride_t, value_stride_h
+    pair = pair_of(key_view, value_view, batch, token_first.to(tl.int64), group)
+
+    sums = zero_parts(ROWS, HEAD_DIMS)
     PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    sums = zero_parts(ROWS, HEAD_FIRST, HEAD_SECOND)
     for masked in tl.static_range(2):
-        begin, end = 0, past
-        if masked == 1:
-            begin, end = past, visits
-        for step in range(begin * PARTS, end * PARTS):
-            sums = _query_step(
-                sums,
-                queries,
-                grads,
-                row_lse,
-                row_delta,
-                row_gate,
-                key,
-                value,
+        lower, upper = (past, visits) if masked else (0, past)
+        for step in range(lower * PARTS, upper * PARTS):
+            keys, exists, visible = visited_keys(
+                step,
                 blocks,
                 members,
-                step,
-                positions,
+                tokens - first,
+                tokens + shift,
                 row_stop + shift,
-                token,
-                score_scale,
-                key_stride_t,
-                value_stride_t,
-                masked == 1,
-                GATED,
+                masked,
                 UNION,
                 KEYS,
                 SELECT_BLOCK,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
-                VALUE_DIM,
-                VALUE_FIRST,
-                VALUE_SECOND,
             )
-
-    sums = scale_parts(sums, scale)
-    if ADDED:
-        before = load_parts(partial, places * HEAD_DIM, kept, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
-        sums = add_parts(sums, before)
-    store_parts(grad_query, places * HEAD_DIM, kept, sums, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+            sums = query_gradient_step(
+                sums, rows, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
+            )
+    store_query_gradient(sums, scale, partial, grad_query, places, kept, ADDED, HEAD_DIMS)
 
 
 def query_gradient(

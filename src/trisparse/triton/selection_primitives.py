@@ -16,8 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.triton.launch import LEAST_WIDTH, Launch, Place, Tile, fit_rows
-from trisparse.triton.primitives import tile_place
 from trisparse.triton.shapes import TOKENS, shape_cases
+from trisparse.triton.tiles import program_digits, tile_place
 from trisparse.triton.variants import KernelVariant
 
 # tokens of a tile, one bit each, and ids of a tile times ids of a token: they are compared in registers
@@ -26,6 +26,7 @@ _MOST_COMPARED = 2**14
 
 _UNION_TILE = Tile(rows=0, keys=0, num_warps=4, num_stages=1)
 _NO_BLOCK = tl.constexpr(2**31 - 1)
+_NO_KEY = _NO_BLOCK
 
 
 class TokenTile(NamedTuple):
@@ -123,10 +124,7 @@ def union_kernel(
     LENGTH: tl.constexpr,
 ):
     """The union of the ids of each tile's tokens, WIDTH of them for a token and LENGTH for a tile, padded."""
-    program = tl.program_id(0).to(tl.int64)
-    group = program % groups
-    tile = program // groups % num_tiles
-    batch = program // groups // num_tiles
+    _, group, tile, batch = program_digits(1, groups, num_tiles)
     first, stop, _, _, _, _ = tile_place(table, tile, TOKENS, num_rows, num_rows, PACKED)
     entry = tl.arange(0, LENGTH)
     token, slot = entry // WIDTH, entry % WIDTH
@@ -229,33 +227,37 @@ def visit_list(
 
 
 @triton.jit
-def hide(
-    scores,
-    fill,
-    keys,
-    offsets,
-    reach,
-    positions,
-    bits,
+def visited_keys(
+    step,
+    blocks,
+    members,
     token,
+    positions,
+    reach,
     MASKED: tl.constexpr,
     UNION: tl.constexpr,
-    RAGGED: tl.constexpr,
+    KEYS: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
 ):
-    """`scores` [rows, keys], `fill` where a row does not see a key.
+    """(keys, exists, visible) of step number `step`, a block or KEYS tokens of it, as a step takes them.
 
-    `offsets` count from the block's first token, `bits` say which tokens of the tile chose the block. Without
-    MASKED the block is past, and only the columns that RAGGED announces are none of its tokens.
+    `token` is that of each row within the tile. Without MASKED the block is past, and all that its tokens may
+    hide is the padding of a block which KEYS does not divide.
     """
-    if MASKED:
-        exists = (offsets < SELECT_BLOCK) & (keys < reach)
-        scores = tl.where(exists[None, :] & (keys[None, :] <= positions[:, None]), scores, fill)
-    elif RAGGED:
-        scores = tl.where((offsets < SELECT_BLOCK)[None, :], scores, fill)
+    PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
+    offsets = step % PARTS * KEYS + tl.arange(0, KEYS)
+    keys = tl.load(blocks + step // PARTS) * SELECT_BLOCK + offsets
+    last = positions
     if UNION:
-        scores = tl.where(((bits >> token) & 1)[:, None] > 0, scores, fill)
-    return scores
+        chosen = ((tl.load(members + step // PARTS) >> token) & 1) > 0
+        last = tl.where(chosen, positions, -1)
+    if MASKED or SELECT_BLOCK % KEYS > 0:
+        exists = (offsets < SELECT_BLOCK) & (keys < reach)
+        return keys, exists, tl.where(exists, keys, _NO_KEY)[None, :] <= last[:, None]
+    elif UNION:
+        return keys, None, chosen[:, None]
+    else:
+        return keys, None, None
 
 
 def keys_of_step(select_block: int, most: int) -> int:

@@ -30,9 +30,10 @@ from trisparse.triton.launch import (
     split_dim,
     stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, dot_transposed, load_lse, load_parts, tile_place
+from trisparse.triton.primitives import LOG2_E, dot_transposed, load_lse, load_parts
 from trisparse.triton.ranking import NO_BLOCK, empty_slots, keep_best, kept_blocks, sortable
 from trisparse.triton.shapes import TOKENS, shape_cases
+from trisparse.triton.tiles import row_tile
 from trisparse.triton.variants import KernelVariant
 
 # ids that a program keeps for each row: what fits into registers. A longer selection takes further launches,
@@ -60,14 +61,12 @@ def _head_sum(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
+    HEAD_DIMS: tl.constexpr,
 ):
     """Sum over the heads of p(row, key), fp32 [ROWS, KEYS]; where a row does not see a key it is anything."""
     total = tl.zeros([ROWS, KEYS], tl.float32)
     for head in range(HEADS):
-        parts = load_parts(query, query_offsets, in_tile, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+        parts = load_parts(query, query_offsets, in_tile, HEAD_DIMS)
         row_lse = load_lse(lse + head, lse_offsets, in_tile)
         total += tl.exp2(dot_transposed(parts, key_parts) * score_scale - row_lse[:, None])
         query += query_stride_h
@@ -116,14 +115,10 @@ def topn_kernel(
     RATIO: tl.constexpr = SELECT_BLOCK // COMPRESS_STRIDE
     OVERLAP: tl.constexpr = COMPRESS_BLOCK // COMPRESS_STRIDE
     BEFORE: tl.constexpr = 0 if OVERLAP == 1 else -1
-    program = tl.program_id(0).to(tl.int64)
-    across = tl.num_programs(0) // num_tiles
-    batch, group = program % across // groups, program % groups
-    tile = program // across
-    if not PACKED:
-        # late tokens meet most keys: longest first
-        tile = num_tiles - 1 - tile
-    first, stop, token_first, block_first, _, _ = tile_place(table, tile, ROWS, num_rows, num_rows, PACKED)
+    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+    _, group, batch, first, stop, token_first, block_first = row_tile(
+        table, num_tiles, num_rows, groups, 1, ROWS, PACKED
+    )
     row = first + tl.arange(0, ROWS)
     in_tile = row < stop
     position = row + (query_start - token_first)
@@ -153,7 +148,7 @@ def topn_kernel(
             index = block * RATIO + phase
             offsets = index.to(tl.int64) * key_stride_t
             is_seen = (index >= 0) & (index < seen)
-            parts = load_parts(key_head, offsets, is_seen, HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
+            parts = load_parts(key_head, offsets, is_seen, HEAD_DIMS)
             total = _head_sum(
                 query_head,
                 query_offsets,
@@ -166,9 +161,7 @@ def topn_kernel(
                 ROWS,
                 KEYS,
                 HEADS,
-                HEAD_DIM,
-                HEAD_FIRST,
-                HEAD_SECOND,
+                HEAD_DIMS,
             )
             total = tl.where(index[None, :] < row_seen, total, 0.0)
             weight = tl.minimum(RATIO - phase, OVERLAP)
