@@ -7,7 +7,7 @@ window): key i of a document is complete at its position i * STRIDE + SPAN - 1. 
 (token, head) rows and walks over its keys; only tiles of keys that some of its rows do not see are masked.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
@@ -17,13 +17,13 @@ from trisparse.triton.launch import (
     Launch,
     Place,
     Tile,
+    attention_arguments,
     dim_constants,
     heads_per_tile,
-    stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, empty_state
+from trisparse.triton.primitives import empty_state
 from trisparse.triton.steps import attend_keys, store_attention
-from trisparse.triton.tiles import load_view, pair_of, row_offsets, row_tile, tile_rows
+from trisparse.triton.tiles import load_view, pair_of, row_places, row_tile, tile_rows
 
 
 class Band(NamedTuple):
@@ -90,6 +90,37 @@ def key_bounds(
 
 
 @triton.jit
+def band_tile(
+    table,
+    num_tiles,
+    num_rows,
+    num_keys,
+    query_start,
+    window,
+    groups,
+    TILE: tl.constexpr,
+    BAND: tl.constexpr,
+    PACKED: tl.constexpr,
+):
+    """(rows, positions, group, first key of the document, bounds) of a program with a tile of rows.
+
+    TILE is (HEADS_PER_GROUP, HEADS, CHUNKS, ROWS, KEYS) and BAND is (STRIDE, SPAN, WINDOWED).
+    """
+    TOKENS: tl.constexpr = TILE[3] // TILE[1]
+    chunk, group, batch, first, stop, token_first, block_first = row_tile(
+        table, num_tiles, num_rows, groups, TILE[2], TOKENS, PACKED
+    )
+    rows = tile_rows(batch, first, stop, chunk, group, TILE[0], TILE[1], TILE[3])
+    shift = query_start - token_first
+    key_zero = token_first if BAND[2] else block_first
+    last = tl.minimum(first + TOKENS, stop) - 1
+    bounds = key_bounds(
+        first + shift, last + shift, num_keys - key_zero, window, TILE[4], BAND[0], BAND[1], BAND[2]
+    )
+    return rows, rows[1] + shift, group, key_zero.to(tl.int64), bounds
+
+
+@triton.jit
 def phase_bounds(bounds, PHASE: tl.constexpr):
     """(lower, upper) of one of the three loops between (begin, inner begin, inner end, end): all of its tiles
     are masked in phases 0 and 2, and none in phase 1."""
@@ -109,14 +140,12 @@ def band_keys(
     window,
     MASKED: tl.constexpr,
     KEYS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    SPAN: tl.constexpr,
-    WINDOWED: tl.constexpr,
+    BAND: tl.constexpr,
 ):
     """(keys, exists, visible) of the tile that begins with key `first`, as a step takes them."""
     keys = first + tl.arange(0, KEYS)
     if MASKED:
-        visible = band_visible(positions[:, None], keys[None, :], window, STRIDE, SPAN, WINDOWED)
+        visible = band_visible(positions[:, None], keys[None, :], window, BAND[0], BAND[1], BAND[2])
         return keys, keys < end, visible
     else:
         return keys, None, None
@@ -164,37 +193,78 @@ def band_forward_kernel(
 ):
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    chunk, group, batch, first, stop, token_first, block_first = row_tile(
-        table, num_tiles, num_rows, groups, CHUNKS, ROWS // HEADS, PACKED
+    TILE: tl.constexpr = (HEADS_PER_GROUP, HEADS, CHUNKS, ROWS, KEYS)
+    BAND: tl.constexpr = (STRIDE, SPAN, WINDOWED)
+    rows, positions, group, key_zero, bounds = band_tile(
+        table, num_tiles, num_rows, num_keys, query_start, window, groups, TILE, BAND, PACKED
     )
-    tokens, heads, kept = tile_rows(first, stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-    shift = query_start - token_first
-    key_zero = token_first if WINDOWED else block_first
-    last = tl.minimum(first + ROWS // HEADS, stop) - 1
-    bounds = key_bounds(
-        first + shift, last + shift, num_keys - key_zero, window, KEYS, STRIDE, SPAN, WINDOWED
-    )
+    batch, _, _, kept = rows
 
     query_view = query, query_stride_b, query_stride_t, query_stride_h
-    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    queries = load_view(query_view, rows, HEAD_DIMS)
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
-    pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
+    pair = pair_of(key_view, value_view, batch, key_zero, group)
 
     state = empty_state(ROWS, VALUE_DIMS)
     for phase in tl.static_range(3):
         lower, upper = phase_bounds(bounds, phase)
         for key_first in range(lower, upper, KEYS):
-            keys, exists, visible = band_keys(
-                key_first, bounds[3], tokens + shift, window, phase != 1, KEYS, STRIDE, SPAN, WINDOWED
-            )
+            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, phase != 1, KEYS, BAND)
             state = attend_keys(
                 state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
             )
 
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]
-    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
     store_attention(state, out, lse, places, kept, VALUE_DIMS)
+
+
+def row_launch(
+    kernel: Any,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    place: Place,
+    band: Band,
+    tile: Tile,
+) -> Launch:
+    """The launch of a kernel whose programs have tiles of rows, with what such kernels share added."""
+    batch, num_rows, num_heads, head_dim = query.shape
+    num_keys, groups = key.shape[1:3]
+    heads_per_group = num_heads // groups
+    heads = heads_per_tile(heads_per_group, tile.rows)
+    chunks = triton.cdiv(heads_per_group, heads)
+    tokens = tile.rows // heads
+    table = None
+    if place.packed is not None:
+        table = place.packed.row_tiles(tokens, longest_first=band.window is None)
+    num_tiles = triton.cdiv(num_rows, tokens) if table is None else table.shape[0]
+    return Launch(
+        kernel=kernel,
+        programs=num_tiles * batch * groups * chunks if num_rows else 0,
+        arguments={
+            **arguments,
+            "table": table,
+            "num_tiles": num_tiles,
+            "num_keys": num_keys,
+            "window": band.reach(num_keys),
+        },
+        constants={
+            **constants,
+            "HEADS_PER_GROUP": heads_per_group,
+            "HEADS": heads,
+            "CHUNKS": chunks,
+            "ROWS": tile.rows,
+            "KEYS": tile.keys,
+            "PACKED": table is not None,
+            **band.constants,
+            **dim_constants(head_dim, value.shape[3]),
+        },
+        tile=tile,
+    )
 
 
 def forward_launch(
@@ -208,43 +278,5 @@ def forward_launch(
     tile: Tile,
 ) -> Launch:
     """Fills contiguous `out` [B, Tq, H, E] and `lse` [B, Tq, H]."""
-    batch, num_rows, num_heads, head_dim = query.shape
-    groups = key.shape[2]
-    heads_per_group = num_heads // groups
-    heads = heads_per_tile(heads_per_group, tile.rows)
-    chunks = triton.cdiv(heads_per_group, heads)
-    tokens = tile.rows // heads
-    table = None
-    if place.packed is not None:
-        table = place.packed.row_tiles(tokens, longest_first=band.window is None)
-    num_tiles = triton.cdiv(num_rows, tokens) if table is None else table.shape[0]
-    arguments = {
-        "query": query,
-        "key": key,
-        "value": value,
-        "out": out,
-        "lse": lse,
-        "table": table,
-        **stride_arguments(query=query, key=key, value=value),
-        "num_tiles": num_tiles,
-        "num_rows": num_rows,
-        "num_keys": key.shape[1],
-        "query_start": place.query_start,
-        "window": band.reach(key.shape[1]),
-        "score_scale": place.scale * LOG2_E.value,
-        "groups": groups,
-    }
-    constants = {
-        "HEADS_PER_GROUP": heads_per_group,
-        "HEADS": heads,
-        "CHUNKS": chunks,
-        "ROWS": tile.rows,
-        "KEYS": tile.keys,
-        "PACKED": table is not None,
-        **band.constants,
-        **dim_constants(head_dim, value.shape[3]),
-    }
-    programs = num_tiles * batch * groups * chunks if num_rows else 0
-    return Launch(
-        kernel=band_forward_kernel, programs=programs, arguments=arguments, constants=constants, tile=tile
-    )
+    arguments = {**attention_arguments(query, key, value, place), "out": out, "lse": lse}
+    return row_launch(band_forward_kernel, arguments, {}, query, key, value, place, band, tile)

@@ -17,16 +17,16 @@ from trisparse.triton.launch import (
     Place,
     Tile,
     dim_constants,
+    gradient_arguments,
     heads_per_tile,
-    stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, scale_parts, zero_parts
-from trisparse.triton.steps import gradient_rows, key_gradient_step
+from trisparse.triton.primitives import scale_parts, zero_parts
+from trisparse.triton.steps import key_gradient_step
 from trisparse.triton.tiles import (
     load_pair,
     pair_of,
     program_digits,
-    row_offsets,
+    row_places,
     store_pair,
     tile_place,
     tile_rows,
@@ -150,9 +150,9 @@ def key_gradient_kernel(
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     # early compressed keys are seen by most rows: longest first
     batches = tl.num_programs(0) // (num_tiles * num_splits * groups)
-    split, group, batch, tile = program_digits(num_splits, groups, batches)
+    split, group, batch, number = program_digits(num_splits, groups, batches)
     first, stop, token_first, block_first, row_first, row_stop = tile_place(
-        table, tile, KEYS, num_keys, num_rows, PACKED
+        table, number, KEYS, num_keys, num_rows, PACKED
     )
     key_zero = token_first if WINDOWED else block_first
     shift = query_start - token_first
@@ -170,32 +170,35 @@ def key_gradient_kernel(
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
     pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
-    key_parts, value_parts = load_pair(pair, keys, exists, HEAD_DIMS, VALUE_DIMS)
+    tile = load_pair(pair, keys, exists, HEAD_DIMS, VALUE_DIMS)
 
     sums = zero_parts(KEYS, HEAD_DIMS), zero_parts(KEYS, VALUE_DIMS)
     for chunk in range(CHUNKS):
         for phase in tl.static_range(3):
             lower, upper = phase_bounds(bounds, phase)
             for row in range(lower, upper, ROWS // HEADS):
-                tokens, heads, kept = tile_rows(row, row_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-                # lse and delta are ours and contiguous: [B, Tq, H]
-                places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
-                rows = gradient_rows(
+                rows = tile_rows(batch, row, row_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+                places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
+                _, tokens, heads, kept = rows
+                visible = None
+                if phase != 1:
+                    positions = (tokens + shift)[None, :]
+                    visible = band_visible(positions, keys[:, None], window, STRIDE, SPAN, WINDOWED)
+                sums = key_gradient_step(
+                    sums,
+                    tile,
                     (query, query_stride_b, query_stride_t, query_stride_h),
                     (grad, grad_stride_b, grad_stride_t, grad_stride_h),
                     (gate, gate_stride_b, gate_stride_t, gate_stride_h),
                     (lse, delta, places),
                     # rows that see all keys exist
                     (batch, tokens, heads, None if phase == 1 and HEADS_PER_GROUP % HEADS == 0 else kept),
+                    visible,
+                    score_scale,
                     GATED,
                     HEAD_DIMS,
                     VALUE_DIMS,
                 )
-                visible = None
-                if phase != 1:
-                    positions = (tokens + shift)[None, :]
-                    visible = band_visible(positions, keys[:, None], window, STRIDE, SPAN, WINDOWED)
-                sums = key_gradient_step(sums, key_parts, value_parts, rows, visible, score_scale, GATED)
 
     # d key and d value are ours and contiguous: [splits, B, N, G, D | E]
     places = ((split * batches + batch) * num_keys + key_zero + keys) * groups + group
@@ -235,27 +238,15 @@ def key_gradient(
         kernel=key_gradient_kernel,
         programs=num_tiles * batch * groups * num_splits if num_keys else 0,
         arguments={
-            "query": query,
-            "key": key,
-            "value": value,
-            "grad": grad_out,
-            "lse": lse,
-            "delta": delta,
-            "gate": gate,
+            **gradient_arguments(query, key, value, grad_out, lse, delta, gate, place),
             "grad_key": grad_key,
             "grad_value": grad_value,
             "table": table,
-            **stride_arguments(query=query, key=key, value=value, grad=grad_out, gate=gate),
             "num_tiles": num_tiles,
             "num_splits": num_splits,
             "rows_per_split": triton.cdiv(num_rows, num_splits),
-            "num_rows": num_rows,
             "num_keys": num_keys,
-            "query_start": place.query_start,
-            "window": band.reach(key.shape[1]),
-            "scale": place.scale,
-            "score_scale": place.scale * LOG2_E.value,
-            "groups": groups,
+            "window": band.reach(num_keys),
         },
         constants={
             "HEADS_PER_GROUP": heads_per_group,

@@ -11,19 +11,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.band_forward import Band, band_keys, key_bounds, phase_bounds
-from trisparse.triton.launch import (
-    Launch,
-    PinnedTiles,
-    Place,
-    Tile,
-    dim_constants,
-    heads_per_tile,
-    stride_arguments,
-)
-from trisparse.triton.primitives import LOG2_E, zero_parts
+from trisparse.triton.band_forward import Band, band_keys, band_tile, phase_bounds, row_launch
+from trisparse.triton.launch import Launch, PinnedTiles, Place, Tile, gradient_arguments
+from trisparse.triton.primitives import zero_parts
 from trisparse.triton.steps import gradient_rows, query_gradient_step, store_query_gradient
-from trisparse.triton.tiles import pair_of, row_offsets, row_tile, tile_rows
+from trisparse.triton.tiles import pair_of, row_places
 
 # chosen by what compiles without spilling registers
 QUERY_TILES: PinnedTiles = {
@@ -96,42 +88,36 @@ def query_gradient_kernel(
 ):
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    chunk, group, batch, first, stop, token_first, block_first = row_tile(
-        table, num_tiles, num_rows, groups, CHUNKS, ROWS // HEADS, PACKED
+    TILE: tl.constexpr = (HEADS_PER_GROUP, HEADS, CHUNKS, ROWS, KEYS)
+    BAND: tl.constexpr = (STRIDE, SPAN, WINDOWED)
+    rows, positions, group, key_zero, bounds = band_tile(
+        table, num_tiles, num_rows, num_keys, query_start, window, groups, TILE, BAND, PACKED
     )
-    tokens, heads, kept = tile_rows(first, stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-    shift = query_start - token_first
-    key_zero = token_first if WINDOWED else block_first
-    last = tl.minimum(first + ROWS // HEADS, stop) - 1
-    bounds = key_bounds(
-        first + shift, last + shift, num_keys - key_zero, window, KEYS, STRIDE, SPAN, WINDOWED
-    )
+    batch, _, _, kept = rows
+    places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
 
     # lse, delta and d query are ours and contiguous: [B, Tq, H] and [B, Tq, H, D]
-    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
-    rows = gradient_rows(
+    row_tile = gradient_rows(
         (query, query_stride_b, query_stride_t, query_stride_h),
         (grad, grad_stride_b, grad_stride_t, grad_stride_h),
         (gate, gate_stride_b, gate_stride_t, gate_stride_h),
         (lse, delta, places),
-        (batch, tokens, heads, kept),
+        rows,
         GATED,
         HEAD_DIMS,
         VALUE_DIMS,
     )
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
-    pair = pair_of(key_view, value_view, batch, key_zero.to(tl.int64), group)
+    pair = pair_of(key_view, value_view, batch, key_zero, group)
 
     sums = zero_parts(ROWS, HEAD_DIMS)
     for phase in tl.static_range(3):
         lower, upper = phase_bounds(bounds, phase)
         for key_first in range(lower, upper, KEYS):
-            keys, exists, visible = band_keys(
-                key_first, bounds[3], tokens + shift, window, phase != 1, KEYS, STRIDE, SPAN, WINDOWED
-            )
+            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, phase != 1, KEYS, BAND)
             sums = query_gradient_step(
-                sums, rows, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
+                sums, row_tile, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
             )
     store_query_gradient(sums, scale, partial, grad_query, places, kept, ADDED, HEAD_DIMS)
 
@@ -155,51 +141,11 @@ def query_gradient(
     `lse` and `delta` are contiguous fp32 [B, Tq, H], `gate` is any view [B, Tq, H]. `partial` may be
     `grad_query` itself.
     """
-    batch, num_rows, num_heads, head_dim = query.shape
-    groups = key.shape[2]
-    heads_per_group = num_heads // groups
-    heads = heads_per_tile(heads_per_group, tile.rows)
-    chunks = triton.cdiv(heads_per_group, heads)
-    tokens = tile.rows // heads
-    table = None
-    if place.packed is not None:
-        table = place.packed.row_tiles(tokens, longest_first=band.window is None)
-    num_tiles = triton.cdiv(num_rows, tokens) if table is None else table.shape[0]
-    return Launch(
-        kernel=query_gradient_kernel,
-        programs=num_tiles * batch * groups * chunks if num_rows else 0,
-        arguments={
-            "query": query,
-            "key": key,
-            "value": value,
-            "grad": grad_out,
-            "lse": lse,
-            "delta": delta,
-            "gate": gate,
-            "partial": partial,
-            "grad_query": grad_query,
-            "table": table,
-            **stride_arguments(query=query, key=key, value=value, grad=grad_out, gate=gate),
-            "num_tiles": num_tiles,
-            "num_rows": num_rows,
-            "num_keys": key.shape[1],
-            "query_start": place.query_start,
-            "window": band.reach(key.shape[1]),
-            "scale": place.scale,
-            "score_scale": place.scale * LOG2_E.value,
-            "groups": groups,
-        },
-        constants={
-            "HEADS_PER_GROUP": heads_per_group,
-            "HEADS": heads,
-            "CHUNKS": chunks,
-            "ROWS": tile.rows,
-            "KEYS": tile.keys,
-            "PACKED": table is not None,
-            "GATED": gate is not None,
-            "ADDED": partial is not None,
-            **band.constants,
-            **dim_constants(head_dim, value.shape[3]),
-        },
-        tile=tile,
-    )
+    inputs = query, key, value
+    arguments = {
+        **gradient_arguments(*inputs, grad_out, lse, delta, gate, place),
+        "partial": partial,
+        "grad_query": grad_query,
+    }
+    constants = {"GATED": gate is not None, "ADDED": partial is not None}
+    return row_launch(query_gradient_kernel, arguments, constants, *inputs, place, band, tile)

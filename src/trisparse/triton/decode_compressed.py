@@ -22,7 +22,7 @@ from trisparse.triton.decode_shapes import decode_cases
 from trisparse.triton.launch import Launch, Tile, dim_constants, fit_rows, pinned, stride_arguments
 from trisparse.triton.primitives import LOG2_E, empty_state
 from trisparse.triton.steps import attend_keys, store_attention
-from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_rows
+from trisparse.triton.tiles import load_view, pair_of, program_digits, row_places, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 
@@ -79,9 +79,10 @@ def decode_compressed_kernel(
     if begin >= end:
         return
 
-    tokens, heads, kept = tile_rows(first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+    rows = tile_rows(batch, first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+    _, tokens, _, kept = rows
     query_view = query, query_stride_b, query_stride_t, query_stride_h
-    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    queries = load_view(query_view, rows, HEAD_DIMS)
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
     pair = pair_of(key_view, value_view, batch, 0, group)
@@ -93,8 +94,9 @@ def decode_compressed_kernel(
         exists = keys < end
         visible = exists[None, :] & (keys[None, :] < row_seen[:, None])
         state = attend_keys(state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS)
-    rows = (piece * num_batches + batch) * num_rows + tokens
-    places = row_offsets(rows, heads, groups * HEADS_PER_GROUP, 1)
+    # outs and lse are ours and contiguous: [P, B, n, H, E] and [P, B, n, H]
+    places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
+    places += piece * num_batches * num_rows * (groups * HEADS_PER_GROUP)
     store_attention(state, outs, lse, places, kept, VALUE_DIMS)
 
 

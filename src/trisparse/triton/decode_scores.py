@@ -33,7 +33,7 @@ from trisparse.triton.primitives import (
     softmax_end,
     softmax_step,
 )
-from trisparse.triton.tiles import load_view, program_digits, row_offsets, tile_rows
+from trisparse.triton.tiles import load_view, program_digits, row_places, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 # most rows x selection blocks
@@ -124,10 +124,10 @@ def decode_scores_kernel(
     block = first_block + tl.arange(0, KEYS)
     score = tl.zeros([TOKENS, KEYS], tl.float32)
     for chunk in range(CHUNKS):
-        _, heads, kept = tile_rows(first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-        queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
-        places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
-        reach = tl.where(kept, row_seen, 0)
+        rows = tile_rows(batch, first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
+        queries = load_view(query_view, rows, HEAD_DIMS)
+        places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
+        reach = tl.where(rows[3], row_seen, 0)
         row_lse = joined_lse(lse, places, tl.cdiv(reach, PIECE), piece_stride, ROWS)
         for phase in range(1 - OVERLAP, RATIO):
             index = block * RATIO + phase
@@ -140,9 +140,9 @@ def decode_scores_kernel(
             score += tl.sum(tl.reshape(weights, [TOKENS, HEADS, KEYS]), axis=1) * shared
     token = first + tl.arange(0, TOKENS)
     # scores are ours and contiguous: [B, n, G, J]
-    rows = (batch * num_rows + token) * groups + group
+    token_rows = (batch * num_rows + token) * groups + group
     tl.store(
-        scores + rows[:, None] * num_blocks + block[None, :],
+        scores + token_rows[:, None] * num_blocks + block[None, :],
         score,
         mask=(token < num_rows)[:, None] & (block < num_blocks)[None, :],
     )

@@ -30,7 +30,7 @@ from trisparse.triton.launch import (
 )
 from trisparse.triton.primitives import LOG2_E, empty_state
 from trisparse.triton.steps import attend_keys, store_attention
-from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_rows
+from trisparse.triton.tiles import load_view, pair_of, program_digits, row_places, tile_rows
 from trisparse.triton.variants import KernelVariant
 
 Pair = tuple[Tensor, Tensor]
@@ -123,9 +123,10 @@ def decode_tokens_kernel(
     if begin >= end:
         return
 
-    tokens, heads, kept = tile_rows(token, num_rows, chunk, group, HEADS_PER_GROUP, ROWS, ROWS)
+    rows = tile_rows(batch, token, num_rows, chunk, group, HEADS_PER_GROUP, ROWS, ROWS)
+    _, _, _, kept = rows
     query_view = query, query_stride_b, query_stride_t, query_stride_h
-    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    queries = load_view(query_view, rows, HEAD_DIMS)
     key_view = key_slc, key_slc_stride_b, key_slc_stride_t, key_slc_stride_h
     value_view = value_slc, value_slc_stride_b, value_slc_stride_t, value_slc_stride_h
     selected_pair = pair_of(key_view, value_view, batch, 0, group)
@@ -146,8 +147,9 @@ def decode_tokens_kernel(
         exists = listed & ((in_block <= position) | (piece >= selected_pieces))
         visible = exists[None, :]
         state = attend_keys(state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS)
-    rows = (pieces_before + piece).to(tl.int64) * (num_batches * num_rows) + row
-    places = row_offsets(rows, heads, groups * HEADS_PER_GROUP, 1)
+    # outs and lse are ours and contiguous: [P, B, n, H, E] and [P, B, n, H]
+    places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
+    places += (pieces_before + number) * num_batches * num_rows * (groups * HEADS_PER_GROUP)
     store_attention(state, outs, lse, places, kept, VALUE_DIMS)
 
 

@@ -158,6 +158,42 @@ def stride_arguments(**tensors: Tensor | None) -> dict[str, int | None]:
     }
 
 
+def attention_arguments(query: Tensor, key: Tensor, value: Tensor, place: Place) -> dict[str, Any]:
+    """The arguments of every kernel that attends keys [B, N, G, D] from rows [B, Tq, H, D]."""
+    return {
+        "query": query,
+        "key": key,
+        "value": value,
+        **stride_arguments(query=query, key=key, value=value),
+        "num_rows": query.shape[1],
+        "query_start": place.query_start,
+        "groups": key.shape[2],
+        "score_scale": place.scale * primitives.LOG2_E.value,
+    }
+
+
+def gradient_arguments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_out: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    gate: Tensor | None,
+    place: Place,
+) -> dict[str, Any]:
+    """The arguments of every kernel that differentiates such attention."""
+    return {
+        **attention_arguments(query, key, value, place),
+        "grad": grad_out,
+        "lse": lse,
+        "delta": delta,
+        "gate": gate,
+        **stride_arguments(grad=grad_out, gate=gate),
+        "scale": place.scale,
+    }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A kernel, its arguments by name, and how many programs run it."""

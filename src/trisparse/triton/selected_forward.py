@@ -20,27 +20,25 @@ from trisparse.triton.launch import (
     PinnedTiles,
     Place,
     Tile,
-    dim_constants,
+    attention_arguments,
     pinned,
     rowwise,
-    stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, empty_state
+from trisparse.triton.primitives import empty_state
 from trisparse.triton.selection_primitives import (
     TokenTile,
     Visits,
     empty_visits,
-    keys_of_step,
     token_tile,
-    visit_list,
-    visited_keys,
+    visit_launch,
     visits_of,
 )
 from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.steps import attend_keys, store_attention
-from trisparse.triton.tiles import load_view, pair_of, program_digits, row_offsets, tile_place, tile_rows
+from trisparse.triton.tiles import load_view, pair_of, row_places
 from trisparse.triton.variants import KernelVariant
+from trisparse.triton.visits import visit_bounds, visit_tile, visited_keys
 
 # most rows and keys of a step, chosen by what compiles without spilling
 TILES: PinnedTiles = {
@@ -95,48 +93,32 @@ def selected_forward_kernel(
 ):
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
-    chunk, group, tile, batch = program_digits(CHUNKS, groups, num_tiles)
-    first, stop, token_first, _, _, row_stop = tile_place(table, tile, TOKENS, num_rows, num_rows, PACKED)
-    tile_stop = tl.minimum(first + TOKENS, stop)
-    tokens, heads, kept = tile_rows(first, tile_stop, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-    shift = query_start - token_first
-    own_first = (first + shift) // SELECT_BLOCK
-    offset, past, visits = visit_list(
-        blocks, batch, group, tile, first, stop, own_first, num_lists, groups, LENGTH, WIDTH
+    TILE: tl.constexpr = (HEADS_PER_GROUP, HEADS, CHUNKS, TOKENS, ROWS)
+    LIST: tl.constexpr = (LENGTH, WIDTH, SELECT_BLOCK)
+    rows, sight, group, key_zero, visits = visit_tile(
+        table, blocks, num_tiles, num_lists, num_rows, query_start, groups, TILE, LIST, PACKED
     )
-    blocks += offset
-    if UNION:
-        members += offset
+    batch, _, _, kept = rows
 
     query_view = query, query_stride_b, query_stride_t, query_stride_h
-    queries = load_view(query_view, batch, tokens, heads, kept, HEAD_DIMS)
+    queries = load_view(query_view, rows, HEAD_DIMS)
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
-    pair = pair_of(key_view, value_view, batch, token_first.to(tl.int64), group)
+    pair = pair_of(key_view, value_view, batch, key_zero, group)
 
     state = empty_state(ROWS, VALUE_DIMS)
-    PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
     for masked in tl.static_range(2):
-        lower, upper = (past, visits) if masked else (0, past)
-        for step in range(lower * PARTS, upper * PARTS):
+        lower, upper = visit_bounds(visits, masked == 0, KEYS, SELECT_BLOCK)
+        for step in range(lower, upper):
             keys, exists, visible = visited_keys(
-                step,
-                blocks,
-                members,
-                tokens - first,
-                tokens + shift,
-                row_stop + shift,
-                masked,
-                UNION,
-                KEYS,
-                SELECT_BLOCK,
+                step, blocks, members, visits, sight, masked == 1, UNION, KEYS, SELECT_BLOCK
             )
             state = attend_keys(
                 state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
             )
 
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]
-    places = row_offsets(batch * num_rows + tokens, heads, groups * HEADS_PER_GROUP, 1)
+    places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
     store_attention(state, out, lse, places, kept, VALUE_DIMS)
 
 
@@ -152,32 +134,9 @@ def forward_launch(
     tile: Tile,
 ) -> Launch:
     """Fills contiguous `out` [B, Tq, H, E] and `lse` [B, Tq, H]."""
-    return Launch(
-        kernel=selected_forward_kernel,
-        programs=visits.programs(tokens),
-        arguments={
-            "query": query,
-            "key": key,
-            "value": value,
-            "out": out,
-            "lse": lse,
-            **visits.arguments,
-            **stride_arguments(query=query, key=key, value=value),
-            "num_rows": query.shape[1],
-            "query_start": place.query_start,
-            "groups": key.shape[2],
-            "score_scale": place.scale * LOG2_E.value,
-        },
-        constants={
-            "HEADS_PER_GROUP": query.shape[2] // key.shape[2],
-            "KEYS": keys_of_step(place.config.select_block, tile.keys),
-            "SELECT_BLOCK": place.config.select_block,
-            **visits.constants,
-            **tokens.constants,
-            **dim_constants(query.shape[3], value.shape[3]),
-        },
-        tile=tile,
-    )
+    arguments = {**attention_arguments(query, key, value, place), "out": out, "lse": lse}
+    kernel = selected_forward_kernel
+    return visit_launch(kernel, arguments, {}, query, key, value, visits, place, tokens, tile)
 
 
 def attend_selected(

@@ -15,11 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.triton.block_index import BlockIndex
-from trisparse.triton.launch import Launch, Place, Tile, dim_constants, stride_arguments
-from trisparse.triton.primitives import LOG2_E, add_parts, scale_parts, zero_parts
+from trisparse.triton.launch import Launch, Place, Tile, dim_constants, gradient_arguments
+from trisparse.triton.primitives import add_parts, scale_parts, zero_parts
 from trisparse.triton.selection_primitives import keys_of_step
-from trisparse.triton.steps import gradient_rows, key_gradient_step
-from trisparse.triton.tiles import load_pair, pair_of, program_digits, row_offsets, store_pair, tile_place
+from trisparse.triton.steps import key_gradient_step
+from trisparse.triton.tiles import load_pair, pair_of, program_digits, row_places, store_pair, tile_place
 
 # rows of a piece, and how many blocks chosen by all rows find room for the sums of their pieces; the list of
 # a block that finds none is not split
@@ -82,19 +82,19 @@ def split(
 
 
 @triton.jit
-def _entry_rows(rows, first, size, group, HEADS: tl.constexpr, ROWS: tl.constexpr):
-    """(tokens, heads, kept) of ROWS entries from `first` on; entry i is head i % HEADS of row i // HEADS."""
+def _entry_rows(rows, batch, first, size, group, HEADS: tl.constexpr, ROWS: tl.constexpr):
+    """The rows of ROWS entries of a list, from `first` on; entry i is head i % HEADS of item i // HEADS."""
     entries = first + tl.arange(0, ROWS)
     kept = entries < size * HEADS
     tokens = tl.load(rows + entries // HEADS, mask=kept, other=0)
-    return tokens, group * HEADS + entries % HEADS, kept
+    return batch, tokens, (group * HEADS).to(tl.int32) + entries % HEADS, kept
 
 
 @triton.jit
 def _masked_entries(rows, size, last_row, HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
     """How many entries, in whole steps of ROWS, have to be masked.
 
-    The list is ascending: rows inside the block, before that of its last token, come first, and only from
+    The list is ascending: rows inside the block, up to that of its last token, come first, and only from
     them are later tokens of it hidden.
     """
     leading = tl.arange(0, BLOCK_WIDTH)
@@ -174,11 +174,11 @@ def selected_key_kernel(
         pieces = tl.load(counts + number)
         if piece >= pieces:
             return
-        begin += piece * piece_rows
-        end = tl.where(pieces > 1, tl.minimum(begin + piece_rows, end), end)
+        if pieces > 1:
+            begin += piece * piece_rows
+            end = tl.minimum(begin + piece_rows, end)
     first, stop, _, _, _, row_stop = tile_place(table, block, SELECT_BLOCK, num_tokens, num_rows, PACKED)
-    rows += begin
-    size = (end - begin).to(tl.int32)
+    rows, size = rows + begin, (end - begin).to(tl.int32)
     masked = _masked_entries(rows, size, first + SELECT_BLOCK - 1 - query_start, HEADS, ROWS, BLOCK_WIDTH)
 
     offsets = (part * KEYS).to(tl.int32) + tl.arange(0, KEYS)
@@ -188,29 +188,30 @@ def selected_key_kernel(
     exists = owned & (tokens < row_stop + query_start)
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
-    keys, values = load_pair(
-        pair_of(key_view, value_view, batch, 0, group), tokens, exists, HEAD_DIMS, VALUE_DIMS
-    )
+    pair = pair_of(key_view, value_view, batch, 0, group)
+    tile = load_pair(pair, tokens, exists, HEAD_DIMS, VALUE_DIMS)
 
     sums = zero_parts(KEYS, HEAD_DIMS), zero_parts(KEYS, VALUE_DIMS)
     for past in tl.static_range(2):
         lower, upper = (masked, size * HEADS) if past else (0, masked)
         for entry in range(lower, upper, ROWS):
-            row, head, kept = _entry_rows(rows, entry, size, group, HEADS, ROWS)
-            # lse and delta are ours and contiguous: [B, Tq, H]
-            places = row_offsets(batch * num_rows + row, head, groups * HEADS, 1)
-            gathered = gradient_rows(
+            listed = _entry_rows(rows, batch, entry, size, group, HEADS, ROWS)
+            places = row_places(listed, num_rows, groups * HEADS)
+            visible = None if past else tokens[:, None] <= (listed[1] + query_start)[None, :]
+            sums = key_gradient_step(
+                sums,
+                tile,
                 (query, query_stride_b, query_stride_t, query_stride_h),
                 (grad, grad_stride_b, grad_stride_t, grad_stride_h),
                 (gate, gate_stride_b, gate_stride_t, gate_stride_h),
                 (lse, delta, places),
-                (batch, row, head, kept),
+                listed,
+                visible,
+                score_scale,
                 GATED,
                 HEAD_DIMS,
                 VALUE_DIMS,
             )
-            visible = None if past else tokens[:, None] <= (row + query_start)[None, :]
-            sums = key_gradient_step(sums, keys, values, gathered, visible, score_scale, GATED)
 
     grad_keys, grad_values = scale_parts(sums[0], scale), sums[1]
     if SPLIT:  # noqa: SIM102 (known when compiled: without pieces there is nowhere to store their sums)
@@ -298,8 +299,7 @@ def key_gradient(
 
     The other arguments are those of `query_gradient`.
     """
-    batch, num_rows, num_heads, head_dim = query.shape
-    num_tokens, groups = key.shape[1:3]
+    batch, num_tokens, groups, head_dim = key.shape
     block = place.config.select_block
     keys = keys_of_step(block, tile.keys)
     most = 1 if pieces is None else pieces.most
@@ -309,35 +309,23 @@ def key_gradient(
         kernel=selected_key_kernel,
         programs=batch * groups * index.num_blocks * most * triton.cdiv(block, keys),
         arguments={
-            "query": query,
-            "key": key,
-            "value": value,
-            "grad": grad_out,
-            "lse": lse,
-            "delta": delta,
-            "gate": gate,
+            **gradient_arguments(query, key, value, grad_out, lse, delta, gate, place),
             "grad_key": grad_key,
             "grad_value": grad_value,
             "rows": index.rows,
             "starts": index.starts,
             **({**absent, "num_slots": 0} if pieces is None else pieces.arguments),
             "table": table,
-            **stride_arguments(query=query, key=key, value=value, grad=grad_out, gate=gate),
-            "num_rows": num_rows,
             "num_tokens": num_tokens,
             "num_blocks": index.num_blocks,
             "most_pieces": most,
             "piece_rows": piece_rows,
-            "query_start": place.query_start,
-            "groups": groups,
-            "scale": place.scale,
-            "score_scale": place.scale * LOG2_E.value,
         },
         constants={
             "PACKED": table is not None,
             "SPLIT": pieces is not None,
             "GATED": gate is not None,
-            "HEADS": num_heads // groups,
+            "HEADS": query.shape[2] // groups,
             "ROWS": tile.rows,
             "KEYS": keys,
             "SELECT_BLOCK": block,

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.launch import LEAST_WIDTH, Launch, Place, Tile, fit_rows
+from trisparse.triton.launch import LEAST_WIDTH, Launch, Place, Tile, dim_constants, fit_rows
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.tiles import program_digits, tile_place
 from trisparse.triton.variants import KernelVariant
@@ -26,7 +26,6 @@ _MOST_COMPARED = 2**14
 
 _UNION_TILE = Tile(rows=0, keys=0, num_warps=4, num_stages=1)
 _NO_BLOCK = tl.constexpr(2**31 - 1)
-_NO_KEY = _NO_BLOCK
 
 
 class TokenTile(NamedTuple):
@@ -200,70 +199,41 @@ def visits_of(ids: Tensor, tile: TokenTile, place: Place) -> Visits:
     return visits
 
 
-@triton.jit
-def visit_list(
-    blocks,
-    batch,
-    group,
-    tile,
-    first,
-    stop,
-    own_first,
-    num_lists,
-    groups,
-    LENGTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    """(offset, past, all): where a tile's list begins, how many of its blocks are past, how many there are.
-
-    A block is past if it lies before `own_first`, the block of the tile's first token: every row of the tile
-    sees all of it. Nothing is read for a tile without tokens, which need not have a list.
-    """
-    offset = ((batch * num_lists + tile) * groups + group) * LENGTH
-    entry = tl.arange(0, WIDTH)
-    block = tl.load(blocks + offset + entry, mask=entry < tl.where(first < stop, LENGTH, 0), other=-1)
-    used = (block >= 0).to(tl.int32)
-    return offset, tl.sum(tl.where(block < own_first, used, 0), axis=0), tl.sum(used, axis=0)
-
-
-@triton.jit
-def visited_keys(
-    step,
-    blocks,
-    members,
-    token,
-    positions,
-    reach,
-    MASKED: tl.constexpr,
-    UNION: tl.constexpr,
-    KEYS: tl.constexpr,
-    SELECT_BLOCK: tl.constexpr,
-):
-    """(keys, exists, visible) of step number `step`, a block or KEYS tokens of it, as a step takes them.
-
-    `token` is that of each row within the tile. Without MASKED the block is past, and all that its tokens may
-    hide is the padding of a block which KEYS does not divide.
-    """
-    PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    offsets = step % PARTS * KEYS + tl.arange(0, KEYS)
-    keys = tl.load(blocks + step // PARTS) * SELECT_BLOCK + offsets
-    last = positions
-    if UNION:
-        chosen = ((tl.load(members + step // PARTS) >> token) & 1) > 0
-        last = tl.where(chosen, positions, -1)
-    if MASKED or SELECT_BLOCK % KEYS > 0:
-        exists = (offsets < SELECT_BLOCK) & (keys < reach)
-        return keys, exists, tl.where(exists, keys, _NO_KEY)[None, :] <= last[:, None]
-    elif UNION:
-        return keys, None, chosen[:, None]
-    else:
-        return keys, None, None
-
-
 def keys_of_step(select_block: int, most: int) -> int:
     """How many of a block's tokens a step takes: a power of two, at most `most`, with the least padding."""
     sizes = [size for size in (64, 32, 16) if size <= most]
     return min(sizes, key=lambda size: triton.cdiv(select_block, size) * size)
+
+
+def visit_launch(
+    kernel: Any,
+    arguments: dict[str, Any],
+    constants: dict[str, Any],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visits: Visits,
+    place: Place,
+    tokens: TokenTile,
+    tile: Tile,
+) -> Launch:
+    """The launch of a kernel whose programs visit blocks, with what such kernels share added."""
+    block = place.config.select_block
+    return Launch(
+        kernel=kernel,
+        programs=visits.programs(tokens),
+        arguments={**arguments, **visits.arguments},
+        constants={
+            **constants,
+            "HEADS_PER_GROUP": query.shape[2] // key.shape[2],
+            "KEYS": keys_of_step(block, tile.keys),
+            "SELECT_BLOCK": block,
+            **visits.constants,
+            **tokens.constants,
+            **dim_constants(query.shape[3], value.shape[3]),
+        },
+        tile=tile,
+    )
 
 
 def variants() -> Iterator[KernelVariant]:

@@ -60,6 +60,27 @@ def store_attention(state, out, lse, places, kept, VALUE_DIMS: tl.constexpr):
 
 
 @triton.jit
+def query_rows(query, statistics, rows, HEAD_DIMS: tl.constexpr):
+    """(queries, lse): what weights take of their rows; the arguments are those of `gradient_rows`."""
+    lse, _, places = statistics
+    return load_view(query, rows, HEAD_DIMS), load_lse(lse, places, rows[3])
+
+
+@triton.jit
+def grad_rows(grad, gate, statistics, rows, GATED: tl.constexpr, VALUE_DIMS: tl.constexpr):
+    """(grads, delta, gate): what the gradient of scores takes besides; arguments as of `gradient_rows`."""
+    _, delta, places = statistics
+    batch, tokens, heads, kept = rows
+    grads = load_view(grad, rows, VALUE_DIMS)
+    row_delta = load_rows(delta, places, kept, 0.0)
+    if GATED:
+        gates, gate_offsets = view_rows(gate, batch, tokens, heads)
+        return grads, row_delta, load_rows(gates, gate_offsets, kept, 0.0)
+    else:
+        return grads, row_delta, row_delta
+
+
+@triton.jit
 def gradient_rows(
     query,
     grad,
@@ -70,22 +91,15 @@ def gradient_rows(
     HEAD_DIMS: tl.constexpr,
     VALUE_DIMS: tl.constexpr,
 ):
-    """(queries, grads, lse, delta, gate): all that the gradient of scores takes of their `rows`.
+    """(queries, lse, grads, delta, gate): all that the gradient of scores takes of their `rows`.
 
-    The first three are views, and `rows` is (batch, tokens, heads, kept). `statistics` is (lse, delta, places
-    of the rows in both). Without GATED there is no gate, and something of its shape stands for it.
+    The first three are views; `statistics` is (lse, delta, places of the rows in both), and both are ours and
+    contiguous: [B, Tq, H]. Where `rows` have no mask but None all exist. Without GATED there is no gate, and
+    something of its shape stands for it.
     """
-    batch, tokens, heads, kept = rows
-    lse, delta, places = statistics
-    queries = load_view(query, batch, tokens, heads, kept, HEAD_DIMS)
-    grads = load_view(grad, batch, tokens, heads, kept, VALUE_DIMS)
-    row_lse = load_lse(lse, places, kept)
-    row_delta = load_rows(delta, places, kept, 0.0)
-    if GATED:
-        gates, gate_offsets = view_rows(gate, batch, tokens, heads)
-        return queries, grads, row_lse, row_delta, load_rows(gates, gate_offsets, kept, 0.0)
-    else:
-        return queries, grads, row_lse, row_delta, row_delta
+    queries, row_lse = query_rows(query, statistics, rows, HEAD_DIMS)
+    grads, row_delta, row_gate = grad_rows(grad, gate, statistics, rows, GATED, VALUE_DIMS)
+    return queries, row_lse, grads, row_delta, row_gate
 
 
 @triton.jit
@@ -102,7 +116,7 @@ def query_gradient_step(
     VALUE_DIMS: tl.constexpr,
 ):
     """d query / scale of `gradient_rows`, `sums`, after one more tile of `keys`, rows of `pair`."""
-    queries, grads, lse, delta, gate = rows
+    queries, lse, grads, delta, gate = rows
     key_parts, value_parts = load_pair(pair, keys, exists, HEAD_DIMS, VALUE_DIMS)
     weights = tl.exp2(dot_transposed(queries, key_parts) * score_scale - lse[:, None])
     products = dot_transposed(grads, value_parts)
@@ -126,20 +140,38 @@ def store_query_gradient(
 
 
 @triton.jit
-def key_gradient_step(sums, keys, values, rows, visible, score_scale, GATED: tl.constexpr):
-    """(d key / scale, d value) of a tile of keys, `sums`, after one more tile of `gradient_rows`."""
+def key_gradient_step(
+    sums,
+    tile,
+    query,
+    grad,
+    gate,
+    statistics,
+    rows,
+    visible,
+    score_scale,
+    GATED: tl.constexpr,
+    HEAD_DIMS: tl.constexpr,
+    VALUE_DIMS: tl.constexpr,
+):
+    """(d key / scale, d value) of `tile`, (keys, values), after one more tile of `rows`: new `sums`.
+
+    The other arguments are those of `gradient_rows`.
+    """
     grad_keys, grad_values = sums
-    queries, grads, lse, delta, gate = rows
+    keys, values = tile
+    queries, lse = query_rows(query, statistics, rows, HEAD_DIMS)
     # transposed, [keys, rows]: the weights are then the left operand of both products
     weights = tl.exp2(dot_transposed(keys, queries) * score_scale - lse[None, :])
     if visible is not None:
         weights = tl.where(visible, weights, 0.0)
+    grads, delta, row_gate = grad_rows(grad, gate, statistics, rows, GATED, VALUE_DIMS)
     gated = weights
     if GATED:
-        gated = weights * gate[None, :]
+        gated = weights * row_gate[None, :]
     grad_values = add_product(grad_values, gated, grads)
     products = dot_transposed(values, grads)
-    grad_scores = score_gradient(weights, products, gate[None, :], delta[None, :], GATED)
+    grad_scores = score_gradient(weights, products, row_gate[None, :], delta[None, :], GATED)
     if visible is not None:
         # set, not multiplied: 0 * inf is NaN, and a hidden key's product may have overflowed
         grad_scores = tl.where(visible, grad_scores, 0.0)

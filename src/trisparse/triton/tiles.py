@@ -3,8 +3,10 @@
 """Where a program stands: its number taken apart, its tile of rows, and what tensors hold there.
 
 A *tile of rows* is packed: row r is head `r % HEADS` of token `r // HEADS`, so that all heads of a KV group
-share each load of a key. A *view* is a [B, T, H, dims] tensor as (pointer, stride of b, of t, of h). A *pair*
-is keys and values side by side, from some row on: (key pointer, value pointer, key stride, value stride).
+share each load of a key. Its *rows* are (batch, tokens, heads, kept): batch row, query rows and heads of the
+tensor, each [ROWS], and which of them exist. A *view* is a [B, T, H, dims] tensor: (pointer, stride of b, of
+t, of h). A *pair* is keys and values side by side, from some row on: (key pointer, value pointer, key stride,
+value stride).
 """
 
 import triton
@@ -53,8 +55,12 @@ def row_tile(
 
     Late rows see most compressed keys and start first; a table has its tiles in that order already.
     """
-    batches = tl.num_programs(0) // (num_tiles * CHUNKS * groups)
-    chunk, group, batch, tile = program_digits(CHUNKS, groups, batches)
+    program = tl.program_id(0).to(tl.int64)
+    chunk = program % CHUNKS
+    group = program // CHUNKS % groups
+    across = tl.num_programs(0) // num_tiles
+    batch = program % across // (CHUNKS * groups)
+    tile = program // across
     if not PACKED:
         tile = num_tiles - 1 - tile
     first, stop, token_first, block_first, _, _ = tile_place(table, tile, TOKENS, num_rows, num_rows, PACKED)
@@ -63,23 +69,27 @@ def row_tile(
 
 @triton.jit
 def tile_rows(
-    first, stop, chunk, group, HEADS_PER_GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr
+    batch, first, stop, chunk, group, HEADS_PER_GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr
 ):
-    """(tokens, heads, kept), each [ROWS]: query row and head of each row of a tile, and whether it exists.
-
-    `chunk` counts runs of HEADS heads of the group.
-    """
+    """The rows from token `first` on, which end before `stop`; `chunk` counts runs of HEADS heads."""
     row = tl.arange(0, ROWS)
     tokens = first + row // HEADS
     head = chunk * HEADS + row % HEADS
     kept = (tokens < stop) & (head < HEADS_PER_GROUP)
-    return tokens, group * HEADS_PER_GROUP + head, kept
+    return batch, tokens, group * HEADS_PER_GROUP + head, kept
 
 
 @triton.jit
 def row_offsets(tokens, heads, stride_token, stride_head):
     """Offsets of (token, head) rows, int64."""
     return tokens.to(tl.int64) * stride_token + heads.to(tl.int64) * stride_head
+
+
+@triton.jit
+def row_places(rows, num_rows, num_heads):
+    """Number of each row in a contiguous [B, Tq, H], int64."""
+    batch, tokens, heads, _ = rows
+    return batch * num_rows * num_heads + row_offsets(tokens, heads, num_heads, 1)
 
 
 @triton.jit
@@ -90,10 +100,11 @@ def view_rows(view, batch, tokens, heads):
 
 
 @triton.jit
-def load_view(view, batch, tokens, heads, mask, DIMS: tl.constexpr):
-    """Parts of rows (batch, token, head) of a view; `mask` as `load_parts` takes it."""
+def load_view(view, rows, DIMS: tl.constexpr):
+    """Parts of the rows of a view, 0 for one that does not exist."""
+    batch, tokens, heads, kept = rows
     pointer, offsets = view_rows(view, batch, tokens, heads)
-    return load_parts(pointer, offsets, mask, DIMS)
+    return load_parts(pointer, offsets, kept, DIMS)
 
 
 @triton.jit
