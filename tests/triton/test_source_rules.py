@@ -10,6 +10,9 @@ import trisparse.triton
 
 FILES = sorted(Path(trisparse.triton.__path__[0]).glob("*.py"))
 
+# of a function, its argument list included: a kernel that one reads at one go
+MOST_LINES = 120
+
 
 def kernels(tree: ast.AST) -> Iterator[ast.FunctionDef]:
     """Functions under `@triton.jit`, with or without arguments."""
@@ -69,18 +72,25 @@ def rounded_products(kernel: ast.FunctionDef) -> Iterator[str]:
             yield f"line {call.lineno}: tl.dot rounds fp32 operands to TF32 unless told not to"
 
 
-RULES = (narrow_program_ids, unguarded_memory, unsteady_or_gone, rounded_products)
+def too_long(kernel: ast.FunctionDef) -> Iterator[str]:
+    lines = (kernel.end_lineno or 0) - kernel.lineno + 1
+    if lines > MOST_LINES:
+        yield f"line {kernel.lineno}: {kernel.name} has {lines} lines, more than {MOST_LINES}"
+
+
+RULES = (narrow_program_ids, unguarded_memory, unsteady_or_gone, rounded_products, too_long)
 BROKEN = {
     narrow_program_ids: "row = tl.program_id(0) * stride",
     unguarded_memory: "tl.store(out + row, tl.load(key + row, mask=row < n))",
     unsteady_or_gone: "tl.atomic_add(out + row, 1.0)",
     rounded_products: "out = tl.dot(left, right)",
+    too_long: "n += 1\n    " * MOST_LINES,
 }
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_kernels_keep_the_rules(path: Path) -> None:
-    """Guards against offsets that wrap at 2**31, memory out of bounds, racing sums, and TF32."""
+    """Guards against offsets that wrap at 2**31, memory out of bounds, racing sums, TF32, long code."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     broken = [f"{path.name} {text}" for kernel in kernels(tree) for rule in RULES for text in rule(kernel)]
     assert broken == []
