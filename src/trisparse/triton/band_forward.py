@@ -133,22 +133,11 @@ def phase_bounds(bounds, PHASE: tl.constexpr):
 
 
 @triton.jit
-def band_keys(
-    first,
-    end,
-    positions,
-    window,
-    MASKED: tl.constexpr,
-    KEYS: tl.constexpr,
-    BAND: tl.constexpr,
-):
+def band_keys(first, end, positions, window, KEYS: tl.constexpr, BAND: tl.constexpr):
     """(keys, exists, visible) of the tile that begins with key `first`, as a step takes them."""
     keys = first + tl.arange(0, KEYS)
-    if MASKED:
-        visible = band_visible(positions[:, None], keys[None, :], window, BAND[0], BAND[1], BAND[2])
-        return keys, keys < end, visible
-    else:
-        return keys, None, None
+    visible = band_visible(positions[:, None], keys[None, :], window, BAND[0], BAND[1], BAND[2])
+    return keys, keys < end, visible
 
 
 @triton.jit(do_not_specialize=["num_tiles", "num_rows", "num_keys", "query_start", "window", "groups"])
@@ -210,9 +199,17 @@ def band_forward_kernel(
     for phase in tl.static_range(3):
         lower, upper = phase_bounds(bounds, phase)
         for key_first in range(lower, upper, KEYS):
-            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, phase != 1, KEYS, BAND)
+            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, KEYS, BAND)
             state = attend_keys(
-                state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
+                state,
+                queries,
+                pair,
+                keys,
+                exists if phase != 1 else None,
+                visible if phase != 1 else None,
+                score_scale,
+                HEAD_DIMS,
+                VALUE_DIMS,
             )
 
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]

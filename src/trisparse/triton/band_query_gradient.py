@@ -115,9 +115,18 @@ def query_gradient_kernel(
     for phase in tl.static_range(3):
         lower, upper = phase_bounds(bounds, phase)
         for key_first in range(lower, upper, KEYS):
-            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, phase != 1, KEYS, BAND)
+            keys, exists, visible = band_keys(key_first, bounds[3], positions, window, KEYS, BAND)
             sums = query_gradient_step(
-                sums, row_tile, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
+                sums,
+                row_tile,
+                pair,
+                keys,
+                exists if phase != 1 else None,
+                visible if phase != 1 else None,
+                score_scale,
+                GATED,
+                HEAD_DIMS,
+                VALUE_DIMS,
             )
     store_query_gradient(sums, scale, partial, grad_query, places, kept, ADDED, HEAD_DIMS)
 

@@ -94,6 +94,7 @@ def selected_forward_kernel(
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     TILE: tl.constexpr = (HEADS_PER_GROUP, HEADS, CHUNKS, TOKENS, ROWS)
+    RAGGED: tl.constexpr = SELECT_BLOCK % KEYS > 0
     LIST: tl.constexpr = (LENGTH, WIDTH, SELECT_BLOCK)
     rows, sight, group, key_zero, visits = visit_tile(
         table, blocks, num_tiles, num_lists, num_rows, query_start, groups, TILE, LIST, PACKED
@@ -111,10 +112,18 @@ def selected_forward_kernel(
         lower, upper = visit_bounds(visits, masked == 0, KEYS, SELECT_BLOCK)
         for step in range(lower, upper):
             keys, exists, visible = visited_keys(
-                step, blocks, members, visits, sight, masked == 1, UNION, KEYS, SELECT_BLOCK
+                step, blocks, members, visits, sight, masked == 1 or RAGGED, UNION, KEYS, SELECT_BLOCK
             )
             state = attend_keys(
-                state, queries, pair, keys, exists, visible, score_scale, HEAD_DIMS, VALUE_DIMS
+                state,
+                queries,
+                pair,
+                keys,
+                exists if masked == 1 or RAGGED else None,
+                visible if masked == 1 or RAGGED or UNION else None,
+                score_scale,
+                HEAD_DIMS,
+                VALUE_DIMS,
             )
 
     # out and lse are ours and contiguous: [B, Tq, H, E] and [B, Tq, H]

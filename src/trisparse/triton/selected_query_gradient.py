@@ -77,6 +77,7 @@ def selected_query_kernel(
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     TILE: tl.constexpr = (HEADS_PER_GROUP, HEADS, CHUNKS, TOKENS, ROWS)
+    RAGGED: tl.constexpr = SELECT_BLOCK % KEYS > 0
     LIST: tl.constexpr = (LENGTH, WIDTH, SELECT_BLOCK)
     rows, sight, group, key_zero, visits = visit_tile(
         table, blocks, num_tiles, num_lists, num_rows, query_start, groups, TILE, LIST, PACKED
@@ -104,10 +105,19 @@ def selected_query_kernel(
         lower, upper = visit_bounds(visits, masked == 0, KEYS, SELECT_BLOCK)
         for step in range(lower, upper):
             keys, exists, visible = visited_keys(
-                step, blocks, members, visits, sight, masked == 1, UNION, KEYS, SELECT_BLOCK
+                step, blocks, members, visits, sight, masked == 1 or RAGGED, UNION, KEYS, SELECT_BLOCK
             )
             sums = query_gradient_step(
-                sums, row_tile, pair, keys, exists, visible, score_scale, GATED, HEAD_DIMS, VALUE_DIMS
+                sums,
+                row_tile,
+                pair,
+                keys,
+                exists if masked == 1 or RAGGED else None,
+                visible if masked == 1 or RAGGED or UNION else None,
+                score_scale,
+                GATED,
+                HEAD_DIMS,
+                VALUE_DIMS,
             )
     store_query_gradient(sums, scale, partial, grad_query, places, kept, ADDED, HEAD_DIMS)
 

@@ -80,22 +80,19 @@ def visited_keys(
 ):
     """(keys, exists, visible) of step number `step`, a block or KEYS tokens of it, as a step takes them.
 
-    Without MASKED the block is past, and all of it that may be hidden is the padding of a block which KEYS
-    does not divide.
+    Without MASKED the block has no padding and is past: all its keys exist, and `visible` says who chose it.
     """
     PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
     token, positions, reach = sight
     place = visits[0] + step // PARTS
     offsets = step % PARTS * KEYS + tl.arange(0, KEYS)
     keys = tl.load(blocks + place) * SELECT_BLOCK + offsets
+    exists = (offsets < SELECT_BLOCK) & (keys < reach)
     last = positions
     if UNION:
-        chosen = ((tl.load(members + place) >> token) & 1) > 0
-        last = tl.where(chosen, positions, -1)
-    if MASKED or SELECT_BLOCK % KEYS > 0:
-        exists = (offsets < SELECT_BLOCK) & (keys < reach)
-        return keys, exists, tl.where(exists, keys, _NO_KEY)[None, :] <= last[:, None]
-    elif UNION:
-        return keys, None, chosen[:, None]
+        last = tl.where(((tl.load(members + place) >> token) & 1) > 0, positions, -1)
+    if MASKED:
+        visible = tl.where(exists, keys, _NO_KEY)[None, :] <= last[:, None]
     else:
-        return keys, None, None
+        visible = last[:, None] >= 0
+    return keys, exists, visible
