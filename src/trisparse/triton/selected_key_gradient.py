@@ -188,8 +188,8 @@ def selected_key_kernel(
     exists = owned & (tokens < row_stop + query_start)
     key_view = key, key_stride_b, key_stride_t, key_stride_h
     value_view = value, value_stride_b, value_stride_t, value_stride_h
-    pair = pair_of(key_view, value_view, batch, 0, group)
-    tile = load_pair(pair, tokens, exists, HEAD_DIMS, VALUE_DIMS)
+    whole = pair_of(key_view, value_view, batch, 0, group)
+    tile = load_pair(whole, tokens, exists, HEAD_DIMS, VALUE_DIMS)
 
     sums = zero_parts(KEYS, HEAD_DIMS), zero_parts(KEYS, VALUE_DIMS)
     for past in tl.static_range(2):
