@@ -244,11 +244,14 @@ def wrong(call, **changes):
         (lambda c: {"compressed": c.tensors[1][0], "selected": c.tensors[2] * 2}, "^key_cmp, value_cmp: exp"),
         (lambda c: {"window": tuple(x.double() for x in c.tensors[3])}, "^key_win: expected query's dtype"),
         (lambda _: {"config": {}}, "^config: expected a SparseConfig"),
+        (lambda _: {"scale": True}, "^scale: expected a float"),
+        (lambda _: {"backend": "cuda"}, "^backend: expected"),
     ],
 )
 def test_wrong_argument_is_named(change, message):
     """Also after a right call: what was found right once is not looked at again."""
     call = make_decoding([40, 70], 2, SMALL, ring=True)
     sparse_decode(**wrong(call))
+    sparse_decode(**wrong(call, scale=1.0))
     with pytest.raises((TypeError, ValueError), match=message):
         sparse_decode(**wrong(call, **change(call)))

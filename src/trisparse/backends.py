@@ -120,6 +120,7 @@ def cpu_instructions(dtype: torch.dtype) -> str:
     return importlib.import_module("trisparse.cpu.attention").instructions_for(dtype)
 
 
+@cache
 def room(name: str) -> ModuleType:
     """The module with the branch functions of backend `name`; imported when it is first used."""
     return importlib.import_module(_ROOMS[name])

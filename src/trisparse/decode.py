@@ -15,10 +15,11 @@ Pair = tuple[Tensor, Tensor]
 # more new tokens than this are a prefill, for which the other GPU kernels are made
 _GPU_ROWS = 64
 
-# calls that passed every check but that of the values in `starts`: decoding repeats one for each token, and
-# checking it anew takes longer than some of its kernels
-_PASSED: set[tuple[Any, ...]] = set()
+# calls that passed every check but that of the values in `starts`, and their scale and backend: decoding
+# repeats one for each token, and with cold caches checking it anew takes longer than some of its kernels
+_PASSED: dict[tuple[Any, ...], tuple[float, str]] = {}
 _MOST_PASSED = 1000
+_OPTIONS = (SparseConfig, bool, tuple, str)
 
 
 def sparse_decode(
@@ -60,11 +61,11 @@ def sparse_decode(
         TypeError, ValueError, NotImplementedError: as `sparse_attention`; on a CPU also for starts that do
             not fit the room. On a GPU these are not looked at, but nothing outside the tensors is touched.
     """
-    _check(query, compressed, selected, window, gates, starts, config, window_ring)
+    scale, chosen = _check(
+        query, compressed, selected, window, gates, starts, config, window_ring, scale, backend
+    )
     if query_cmp is not None:
         validate.query_like("query_cmp", query_cmp, query)
-    scale = validate.softmax_scale(scale, query.shape[3])
-    chosen = backends.choose(backend, query.device.type, query.dtype)
     if not _has_kernels(chosen, query.shape[1]):
         tensors = (query, gates, *compressed, *selected, *window)
         parts = []
@@ -73,20 +74,19 @@ def sparse_decode(
             alone_cmp = None if query_cmp is None else query_cmp[row : row + 1]
             parts.append(_one_row(alone, alone_cmp, start, config, window_ring, scale, chosen))
         return torch.cat([out for out, _ in parts]), torch.cat([ids for _, ids in parts])
-    with torch.no_grad():
-        return ops.decode(
-            query,
-            query_cmp,
-            *compressed,
-            *selected,
-            *window,
-            gates,
-            starts,
-            window[0].shape[1] if window_ring else 0,
-            config.as_ints(),
-            scale,
-            chosen,
-        )
+    return ops.decode(
+        query,
+        query_cmp,
+        *compressed,
+        *selected,
+        *window,
+        gates,
+        starts,
+        window_ring=window[0].shape[1] if window_ring else 0,
+        config=config,
+        scale=scale,
+        backend=chosen,
+    )
 
 
 def _has_kernels(backend: str, num_rows: int) -> bool:
@@ -104,28 +104,39 @@ def _check(
     starts: Tensor,
     config: SparseConfig,
     window_ring: bool,
-) -> None:
-    signature = _signature((query, gates, starts), (compressed, selected, window), config, window_ring)
-    if signature is None or signature not in _PASSED:
+    scale: float | None,
+    backend: str,
+) -> tuple[float, str]:
+    """-> the scale, and the backend that runs."""
+    # True would pass for 1.0
+    options = (config, window_ring, (type(scale), scale), backend)
+    signature = _signature((query, gates, starts), (compressed, selected, window), options)
+    found = _PASSED.get(signature) if signature else None
+    if found is None:
         _check_shapes(query, compressed, selected, window, gates, starts, config, window_ring)
-        if len(_PASSED) >= _MOST_PASSED:
-            _PASSED.clear()
-        if signature is not None:
-            _PASSED.add(signature)
+        found = (
+            validate.softmax_scale(scale, query.shape[3]),
+            backends.choose(backend, query.device.type, query.dtype),
+        )
+        if signature:
+            if len(_PASSED) >= _MOST_PASSED:
+                _PASSED.clear()
+            _PASSED[signature] = found
     validate.row_starts(starts, query, selected[0].shape[1], compressed[0].shape[1], config)
+    return found
 
 
 def _signature(
-    tensors: tuple[Tensor, ...], pairs: tuple[Pair, ...], config: SparseConfig, window_ring: bool
+    tensors: tuple[Tensor, ...], pairs: tuple[Pair, ...], options: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """What `_check_shapes` looks at; None where it is not worth it, or may be no call at all."""
-    if torch.compiler.is_compiling() or type(config) is not SparseConfig:
+    """What is checked but for values; None where that may be no call at all, or is not worth it."""
+    if torch.compiler.is_compiling() or not all(type(option) in _OPTIONS for option in options):
         return None
     for pair in pairs:
         if type(pair) is not tuple or len(pair) != 2:
             return None
         tensors += pair
-    facts: list[Any] = [config, bool(window_ring)]
+    facts: list[Any] = [*options]
     for each in tensors:
         if type(each) is not Tensor or each.is_nested:
             return None

@@ -52,14 +52,17 @@ def _run_decode(name: str, *arguments: Any) -> Any:
     return _run_in(backend, name, *tensors, _config(tuple(sizes)), scale)
 
 
-def decode(*arguments: Any) -> tuple[Tensor, Tensor]:
+def decode(
+    *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
+) -> tuple[Tensor, Tensor]:
     """`decode_forward`; past the dispatcher, a tenth of a short step, where nobody watches."""
-    if _is_watched(arguments):
-        return torch.ops.trisparse.decode_forward(*arguments)
-    return _run_decode("decode_forward", *arguments)
+    if _is_watched(tensors):
+        with torch.no_grad():
+            return torch.ops.trisparse.decode_forward(*tensors, window_ring, config.as_ints(), scale, backend)
+    return _run_in(backend, "decode_forward", *tensors, window_ring, config, scale)
 
 
-def _is_watched(arguments: tuple[Any, ...]) -> bool:
+def _is_watched(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether a compiler, mode, transform, profiler or tensor class must see the operator itself."""
     return (
         torch.compiler.is_compiling()
@@ -67,7 +70,7 @@ def _is_watched(arguments: tuple[Any, ...]) -> bool:
         or torch.autograd._profiler_enabled()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(isinstance(each, Tensor) and type(each) is not Tensor for each in arguments)
+        or any(each is not None and type(each) is not Tensor for each in tensors)
     )
 
 
