@@ -245,6 +245,8 @@ def wrong(call, **changes):
         (lambda c: {"window": tuple(x.double() for x in c.tensors[3])}, "^key_win: expected query's dtype"),
         (lambda _: {"config": {}}, "^config: expected a SparseConfig"),
         (lambda _: {"scale": True}, "^scale: expected a float"),
+        (lambda _: {"scale": [1.0]}, "^scale: expected a float"),
+        (lambda _: {"window_ring": "no"}, "^window_ring: expected True or False"),
         (lambda _: {"backend": "cuda"}, "^backend: expected"),
     ],
 )

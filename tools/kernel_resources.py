@@ -41,8 +41,10 @@ COLUMNS = [
     "num_stages",
     "registers",
     "spilled_bytes",
+    "loop_spills",
     "shared_bytes",
     "tensor_core",
+    "repeated",
     "half_dots",
     "reduced_dots",
     "loads_16",
@@ -70,8 +72,10 @@ def _numbers(found: Resources) -> dict[str, str]:
     return {
         "registers": str(found.registers),
         "spilled_bytes": str(found.spilled_bytes),
+        "loop_spills": str(found.loop_spills),
         "shared_bytes": str(found.shared_bytes),
         "tensor_core": " ".join(f"{name}:{count}" for name, count in found.tensor_core.items()),
+        "repeated": str(found.repeated),
         "half_dots": str(found.half_dots),
         "reduced_dots": str(found.reduced_dots),
         "loads_16": str(loads.get(16, 0)),
@@ -87,7 +91,10 @@ def known_rows(path: Path) -> dict[Key, dict[str, str]]:
     return {
         (row["fingerprint"], row["target"]): row
         for row in rows
-        if row.get("fingerprint") and row["triton"] == triton.__version__ and row["registers"]
+        if row.keys() >= set(COLUMNS)
+        and row["fingerprint"]
+        and row["triton"] == triton.__version__
+        and row["registers"]
     }
 
 

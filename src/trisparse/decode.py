@@ -19,7 +19,7 @@ _GPU_ROWS = 64
 # repeats one for each token, and with cold caches checking it anew takes longer than some of its kernels
 _PASSED: dict[tuple[Any, ...], tuple[float, str]] = {}
 _MOST_PASSED = 1000
-_OPTIONS = (SparseConfig, bool, tuple, str)
+_OPTIONS = (SparseConfig, bool, str, float, int, type(None))
 
 
 def sparse_decode(
@@ -68,6 +68,10 @@ def sparse_decode(
         validate.query_like("query_cmp", query_cmp, query)
     if not _has_kernels(chosen, query.shape[1]):
         tensors = (query, gates, *compressed, *selected, *window)
+        if not len(query):
+            return query.new_empty(*query.shape[:3], selected[1].shape[3]), starts.new_empty(
+                *query.shape[:2], selected[0].shape[2], config.num_selected
+            )
         parts = []
         for row, start in enumerate(starts.tolist()):
             alone = [x[row : row + 1] for x in tensors]
@@ -108,8 +112,8 @@ def _check(
     backend: str,
 ) -> tuple[float, str]:
     """-> the scale, and the backend that runs."""
-    # True would pass for 1.0
-    options = (config, window_ring, (type(scale), scale), backend)
+    # with its type: True would pass for 1.0
+    options = (config, window_ring, scale, backend)
     signature = _signature((query, gates, starts), (compressed, selected, window), options)
     found = _PASSED.get(signature) if signature else None
     if found is None:
@@ -136,7 +140,7 @@ def _signature(
         if type(pair) is not tuple or len(pair) != 2:
             return None
         tensors += pair
-    facts: list[Any] = [*options]
+    facts: list[Any] = [(type(option), option) for option in options]
     for each in tensors:
         if type(each) is not Tensor or each.is_nested:
             return None
@@ -155,6 +159,8 @@ def _check_shapes(
     window_ring: bool,
 ) -> None:
     validate.sizes(config)
+    if not isinstance(window_ring, bool):
+        raise TypeError(f"window_ring: expected True or False, got {window_ring!r}")
     validate.query_rows(query)
     validate.branches(query, compressed, selected, window)
     validate.branch_gates(gates, query)

@@ -48,7 +48,7 @@ class _SameBits(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if function is linear:
-            return _by_rows(lambda rows, *others: linear(rows, *others, **kwargs), *args)
+            return _by_rows(linear, *_linear_arguments(*args, **kwargs))
         if function in _MATMULS and not kwargs and args[0].dim() > 1 and args[1].dim() == 2:
             return _by_rows(torch.matmul, *args)
         # the defaults of silu and gelu come as keywords
@@ -56,6 +56,11 @@ class _SameBits(TorchFunctionMode):
             wide = args[0].to(torch.promote_types(args[0].dtype, torch.float32))
             return _ELEMENTWISE[function](wide).to(args[0].dtype)
         return function(*args, **kwargs)
+
+
+def _linear_arguments(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> tuple[Any, ...]:
+    """Those of `linear`, which may come by name."""
+    return input, weight, bias
 
 
 def _sigmoid(x: Tensor) -> Tensor:

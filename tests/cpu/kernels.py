@@ -43,6 +43,18 @@ def grad_of(inputs: Inputs, seed: int = 3) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(inputs.query)
 
 
+def with_jump(inputs: Inputs, size: float) -> Inputs:
+    """`inputs` with keys that score about -1.5 * size, from the 64th on 0.015 * size."""
+    query, *pairs, gates = inputs.tensors
+
+    def key(tensor: torch.Tensor) -> torch.Tensor:
+        level = torch.where(torch.arange(tensor.shape[1]) < 64, -1.5 * size, 0.015 * size)
+        return ((tensor.abs() + 0.5) * level[None, :, None, None]).to(tensor.dtype)
+
+    keys = [tensor if index % 2 else key(tensor) for index, tensor in enumerate(pairs)]
+    return inputs.with_tensors(((query.abs() + 0.5).to(query.dtype), *keys, gates))
+
+
 def run(inputs: Inputs, grad: torch.Tensor | None = None, **where) -> list[torch.Tensor]:
     """Output and the eight gradients of the whole op."""
     leaves = inputs.leaves()

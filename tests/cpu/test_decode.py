@@ -12,7 +12,7 @@ from trisparse import SparseConfig
 from trisparse.invariance import batch_invariant
 from trisparse.testing.budget import assert_within_budget
 
-from .kernels import assert_same_bits, instruction_sets, needs_kernels
+from .kernels import assert_same_bits, instruction_sets, needs_kernels, with_jump
 
 pytestmark = needs_kernels
 SETS = pytest.mark.parametrize("instructions", instruction_sets())
@@ -139,6 +139,31 @@ def test_logits_of_any_size(select, instructions, dtype, size):
     for got, low, gold in results:
         assert got.isfinite().all()
         assert_within_budget(f"logits times {size}", got, low, gold)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e6, 1e9, 3e9, 1e12, 1e20])
+@MOST
+@SETS
+def test_logits_that_jump_from_tile_to_tile(select, instructions, dtype, size):
+    """Guards against a reference that is rounded when it is raised far: rows became 0."""
+    select(instructions)
+    config = replace(SMALL, compress_block=4, compress_stride=2, select_block=16, window=200)
+    row = with_jump(make_decoding([200], 2, config, dtype=dtype, heads=6, groups=1).rows[0], size)
+    wide, place = row.to(torch.float64), {"query_start": row.query_start}
+    ids = trisparse.select_blocks(wide.query, wide.compressed[0], config, **place, backend="reference")
+
+    def parts(given, backend):
+        where = {**place, "backend": backend}
+        return [
+            *trisparse.compressed_attention(given.query, *given.compressed, config, **where),
+            trisparse.selected_attention(given.query, *given.selected, ids, config, **where),
+            trisparse.window_attention(given.query, *given.window, config, **where),
+        ]
+
+    results = zip(parts(row, "cpu"), parts(row, "reference"), parts(wide, "reference"), strict=True)
+    for got, low, gold in results:
+        assert got.isfinite().all()
+        assert_within_budget(f"jump of {size}", got, low, gold)
 
 
 @MOST

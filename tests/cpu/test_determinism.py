@@ -1,14 +1,20 @@
 """The same call gives the same bits, whatever runs beside it and however the work is shared out."""
 
+import ctypes
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import trisparse
+from trisparse.cpu.library import library
+from trisparse.cpu.threads import thread_functions, torch_library
 from trisparse.invariance import batch_invariant
 
 from .kernels import CONFIG, assert_same_bits, draw, grad_of, instruction_sets, needs_kernels, run
@@ -18,6 +24,25 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 SETS = pytest.mark.parametrize("instructions", instruction_sets())
 # (H, G): tiles of one token's heads, of parts of tokens, of several tokens, and of one head
 HEADS = pytest.mark.parametrize(("heads", "groups"), [(16, 1), (6, 1), (10, 2), (2, 2)])
+TINY = {"tokens": 83, "heads": 6, "head_dim": 20, "value_dim": 12}
+# prints a hash of a forward and a backward, and of one of many short rows
+HASHES = """
+import hashlib
+import torch
+from cpu.kernels import draw, run
+
+for dtype in (torch.float32, torch.bfloat16):
+    for sizes in ({"tokens": 333}, {"batch": 60, "tokens": 70, "heads": 4, "head_dim": 32}):
+        digest = hashlib.sha256()
+        for tensor in run(draw(dtype, **sizes)):
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        print(digest.hexdigest())
+"""
+RangeFunction = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+ParallelFor = ctypes.CFUNCTYPE(
+    ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, RangeFunction, ctypes.c_void_p
+)
+GetNumThreads = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.POINTER(ctypes.c_uint32))
 
 
 @pytest.fixture
@@ -51,6 +76,79 @@ def test_repeats_with_two_threads_are_equal(threads, dtype):
     first = run(inputs)
     for _ in range(10):
         assert_same_bits(run(inputs), first)
+
+
+@DTYPES
+@SETS
+def test_many_repeats_are_equal(select, instructions, dtype):
+    """Guards against memory that is read before it is written, which differs from call to call."""
+    select(instructions)
+    inputs = draw(dtype, **TINY)
+    first = run(inputs)
+    for _ in range(50):
+        assert_same_bits(run(inputs), first)
+    for _ in range(100):
+        assert torch.equal(trisparse.sparse_attention(*inputs.all_arguments, backend="cpu"), first[0])
+
+
+@DTYPES
+def test_rows_of_a_large_batch_are_what_they_are_alone(threads, dtype):
+    """Guards against tasks of many short rows that meet in one place."""
+    threads(2)
+    inputs = draw(dtype, batch=60, tokens=70, heads=4, head_dim=32)
+    grad = grad_of(inputs)
+    together = run(inputs, grad)
+    assert_same_bits(run(inputs, grad), together)
+    for row in (0, 29, 59):
+        alone = run(inputs.with_tensors(tuple(x[row : row + 1] for x in inputs.tensors)), grad[row : row + 1])
+        assert_same_bits([x[row : row + 1] for x in together], alone)
+
+
+def test_fresh_processes_give_the_same_bits():
+    """Guards against results that depend on addresses, or on what a process did before."""
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", HASHES],
+            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": threads},
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout.split()
+        for threads in ("1", "2")
+    ]
+    assert len(outputs[0]) == len(set(outputs[0])) == 4
+    assert outputs[0] == outputs[1]
+
+
+@pytest.fixture
+def pool_calls():
+    """The threads that were asked for, call by call, of a pool of two that runs all in this one."""
+    calls = []
+
+    @ParallelFor
+    def parallel_for(begin, end, _grain, function, context):
+        calls.append(end - begin)
+        function(begin, end, context)
+        return 0
+
+    @GetNumThreads
+    def get_num_threads(count):
+        count[0] = 2
+        return 0
+
+    initialize = library().functions.trisparse_initialize
+    initialize(*(ctypes.cast(each, ctypes.c_void_p) for each in (parallel_for, get_num_threads)))
+    yield calls
+    initialize(*thread_functions(torch_library()))
+
+
+def test_small_call_stays_on_one_thread(pool_calls):
+    """Guards against threads that are woken for less work than waking them costs."""
+    run(draw(**TINY))
+    assert pool_calls == []
+    run(draw())
+    assert set(pool_calls) == {2}
 
 
 @HEADS

@@ -1,5 +1,6 @@
 """Random legal calls: the native kernels and the `torch` backend agree, and nothing crashes."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,8 @@ from trisparse.testing.inputs import Case, make_inputs
 from .kernels import grad_of, instruction_sets, needs_kernels
 
 pytestmark = needs_kernels
+# of each data type
+EXAMPLES = int(os.environ.get("TRISPARSE_FUZZ", "100"))
 RUBBISH = [-(2**31), -123456, -1, 114514, 2147480000, 2**31 - 1]
 
 
@@ -94,7 +97,7 @@ def attend(inputs, ids, backend):
     seed=st.integers(0, 2**31),
     instructions=st.sampled_from(instruction_sets() or ("none",)),
 )
-@settings(max_examples=50, deadline=None, derandomize=True, database=None)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True, database=None)
 def test_any_legal_call_agrees_with_the_torch_backend(dtype, case, seed, instructions):
     """Guards against a shape, document, start or id that no written case has."""
     before = library().instructions

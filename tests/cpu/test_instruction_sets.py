@@ -16,6 +16,7 @@ from agreement import (
     ids_of,
 )
 
+import trisparse
 from trisparse.cpu.library import library
 from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 
@@ -80,6 +81,30 @@ def test_backward_of_each_set_agrees_with_the_reference(select, instructions, dt
                     cancelling=terms,
                     seed=SEED,
                 )
+
+
+@pytest.mark.parametrize(("instructions", "dtype", "name"), EACH_CALL)
+def test_whole_op_of_each_set_agrees_with_the_reference(select, instructions, dtype, name):
+    """Guards against a fused forward or backward that is wrong in one set of instructions only."""
+    select(instructions)
+    inputs = drawn(name, dtype).leaves()
+    low, gold = inputs.leaves(), inputs.to(torch.float64).leaves()
+    ids = ids_of(inputs, "cpu")
+    outs = [trisparse.sparse_attention(*inputs.all_arguments, backend="cpu", **inputs.where)]
+    outs += [attend("whole", given, ids, "reference")[0] for given in (low, gold)]
+    assert_within_budget(f"whole, {name}", *outs, seed=SEED)
+    calls = zip(outs, (inputs, low, gold), strict=True)
+    grads = [gradients([out], given, SEED) for out, given in calls]
+    for what, (got, one_low, one_gold) in enumerate(zip(*grads, strict=True)):
+        assert_within_budget(
+            f"whole gradient {what}, {name}",
+            got,
+            one_low,
+            one_gold,
+            gradient=True,
+            cancelling=cancelling(inputs) if what in (0, 1, 3, 5) else 0.0,
+            seed=SEED,
+        )
 
 
 def test_sets_are_listed_best_first_and_the_portable_one_is_among_them():

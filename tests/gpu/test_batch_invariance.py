@@ -3,12 +3,14 @@
 import pytest
 import torch
 
+from trisparse import SparseConfig
 from trisparse.testing.budget import assert_within_budget
 
 from .calls import draw, everything, grad_like, make_case
 from .device import pick
 
-TOKENS = pick(700, 90)
+TOKENS = pick(1100, 90)
+FEW_SLOTS = SparseConfig(compress_block=16, compress_stride=8, select_block=16, num_selected=3, window=20)
 SHAPES = {"paper": ((64, 4), (192, 128)), "small groups": ((8, 4), (64, 64))}
 
 
@@ -60,10 +62,11 @@ def test_order_and_neighbours_do_not_matter(shape):
 def test_document_in_a_packed_sequence_equals_it_alone(shape):
     """Guards against tiles that are cut where the packed sequence begins, not where a document does."""
     heads, dims = SHAPES[shape]
-    # in all short enough that no sum over rows is split: where it is, the split goes by the packed length
-    lengths = pick([1, 600, 0, 37, 301, 64], [1, 40, 0, 7, 65])
+    # in all short enough that no sum over rows is split: where it is, the split goes by the packed length.
+    # Each with more blocks than slots: alone, one whose blocks are all selected takes the window's kernels
+    lengths = pick([65, 600, 0, 137, 301, 64], [1, 40, 0, 7, 65])
     bounds = [sum(lengths[:count]) for count in range(len(lengths) + 1)]
-    case = make_case("packed", heads, dims, bounds[-1], cu_seqlens=tuple(bounds))
+    case = make_case("packed", heads, dims, bounds[-1], cu_seqlens=tuple(bounds), config=FEW_SLOTS)
     inputs = draw(case, torch.bfloat16)
     grad_out = grad_like(inputs)
     packed = everything(inputs, grad_out)
@@ -76,7 +79,7 @@ def test_document_in_a_packed_sequence_equals_it_alone(shape):
             continue
         # in the order of `tensors`, and of `everything`: out, ids, gradients
         cuts = (tokens, blocks, blocks, *[tokens] * 5)
-        alone = draw(make_case("alone", heads, dims, length), torch.bfloat16).with_tensors(
+        alone = draw(make_case("alone", heads, dims, length, config=FEW_SLOTS), torch.bfloat16).with_tensors(
             tuple(x[:, cut].contiguous() for x, cut in zip(inputs.tensors, cuts, strict=True))
         )
         found = everything(alone, grad_out[:, tokens].contiguous())

@@ -18,9 +18,14 @@ def run(batch, tokens, query_start=0):
 def test_new_lengths_need_no_new_binaries(tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Guards against a length, batch or position compiled into a kernel: seconds lost on every new one."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    # numbers that are 1, or divisible by 16, may rightly have binaries of their own
+    # numbers that are 1, or divisible by 16, may rightly have binaries of their own, and so may sequences
+    # whose blocks are all selected, and lists of rows that are split
     for batch, tokens, start in (
         (1, 512, 0),
+        (1, 1536, 0),
+        (2, 1501, 1),
+        (2, 3000, 0),
+        (2, 4096, 2048),
         (2, 500, 0),
         (3, 777, 3),
         (16, 256, 16),

@@ -10,10 +10,10 @@ pytestmark = needs_gpu
 
 CASES = {
     "dense": make_case("dense", (16, 2), (192, 128), 1500, batch=2),
-    "packed": make_case("packed", (16, 2), (128, 128), 300, cu_seqlens=(0, 100, 300)),
+    "packed": make_case("packed", (16, 2), (128, 128), 1500, cu_seqlens=(0, 100, 1500)),
 }
-# as many compressed blocks as (0, 100, 300) has: their number is a shape, and shapes are part of a graph
-OTHER_BOUNDS = (0, 132, 300)
+# as many compressed blocks as (0, 100, 1500) has: their number is a shape, and shapes are part of a graph
+OTHER_BOUNDS = (0, 132, 1500)
 
 
 def copy_into(static, fresh):
@@ -45,7 +45,7 @@ def test_replay_equals_eager(name, direction, dtype):
         copy_into(static, draw(CASES[name], dtype, seed=seed))
         grad_out.copy_(grad_like(static, seed=seed + 10))
         if static.cu_seqlens is not None:
-            static.cu_seqlens.copy_(torch.tensor(OTHER_BOUNDS if seed == 2 else (0, 100, 300)))
+            static.cu_seqlens.copy_(torch.tensor(OTHER_BOUNDS if seed == 2 else (0, 100, 1500)))
         graph.replay()
         torch.cuda.synchronize()
         replayed = [tensor.clone() for tensor in captured]

@@ -13,7 +13,7 @@ from .device import DEVICE, needs_gpu, one_at_a_time, pick, require_memory
 @needs_gpu
 def test_three_hundred_calls_leave_nothing_behind():
     """Guards against reference cycles that keep saved tensors, and caches that grow with every call."""
-    inputs = draw(make_case("leak", (16, 2), (128, 128), 1000), torch.bfloat16)
+    inputs = draw(make_case("leak", (16, 2), (128, 128), 1200), torch.bfloat16)
     grad_out = grad_like(inputs)
     for _ in range(3):
         everything(inputs, grad_out)
@@ -77,7 +77,7 @@ def poisoned_empty(monkeypatch):
     return lambda: torch.use_deterministic_algorithms(before)
 
 
-TOKENS = pick(1000, 100)
+TOKENS = pick(1200, 100)
 PLACES = {
     "dense": {"batch": 2},
     "packed": {"cu_seqlens": (0, 0, 31, 31, TOKENS - 1, TOKENS)},

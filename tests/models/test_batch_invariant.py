@@ -6,14 +6,16 @@ import torch
 from trisparse.invariance import batch_invariant
 from trisparse.testing.inputs import usable_backends
 
+from .generated import KINDS
 from .tiny import ids_of, tiny_model
 
 
 @pytest.mark.skipif("cpu" not in usable_backends(), reason="the CPU kernels cannot run here")
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_decoded_logits_have_the_bits_of_the_whole(dtype: torch.dtype) -> None:
+def test_decoded_logits_have_the_bits_of_the_whole(dtype: torch.dtype, kind: str) -> None:
     """Guards embedding, norms, SwiGLU and head beside the attention, token by token after a prefill."""
-    model = tiny_model().to(dtype)
+    model = tiny_model(**KINDS[kind]).to(dtype)
     ids = ids_of(3, 40)
     with torch.no_grad(), batch_invariant():
         whole = model(ids, use_cache=False).logits

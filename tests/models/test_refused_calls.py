@@ -24,10 +24,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "hole in the past": ({"attention_mask": PAST}, "attention_mask: expected as many ones"),
     "mask of another batch": (
         {"attention_mask": torch.ones(3, 22)},
-        r"attention_mask: expected \[2, past \+ 4\]",
+        r"attention_mask: expected \[2, 18 \+ 4\]",
     ),
-    "dense mask": ({"attention_mask": torch.ones(2, 1, 4, 22)}, r"attention_mask: expected \[2, past \+ 4\]"),
-    "short mask": ({"attention_mask": torch.ones(2, 3)}, r"attention_mask: expected \[2, past \+ 4\]"),
+    "dense mask": ({"attention_mask": torch.ones(2, 1, 4, 22)}, r"attention_mask: expected \[2, 18 \+ 4\]"),
+    "mask of room to come": (
+        {"attention_mask": (torch.arange(40) < 22).long().expand(2, 40)},
+        r"attention_mask: expected \[2, 18 \+ 4\], got \[2, 40\]",
+    ),
+    "mask that knows more": (
+        {"attention_mask": torch.ones(2, 30)},
+        r"attention_mask: expected \[2, 18 \+ 4\], got \[2, 30\]",
+    ),
+    "labels of other tokens": ({"labels": ids_of(2, 3)}, r"labels: expected \[2, 4\], got \[2, 3\]"),
+    "short mask": ({"attention_mask": torch.ones(2, 3)}, r"attention_mask: expected \[2, 18 \+ 4\]"),
     "positions backwards": (
         {"position_ids": torch.tensor([[18, 17, 16, 15]] * 2)},
         "position_ids: expected positions from 18",
@@ -166,9 +175,10 @@ def test_interrupted_prefill_leaves_an_empty_cache() -> None:
     check_it_goes_on(model, cache, tokens=0)
 
 
-def test_what_cannot_be_taken_back_is_refused_later() -> None:
-    """Guards against wrong text after more tokens than the rings can give back."""
-    model = model_of("mixed")
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_what_cannot_be_taken_back_is_refused_later(kind: str) -> None:
+    """Guards against wrong text after more tokens than the rings can give back, in all layers or in some."""
+    model = model_of(kind)
     cache = filled(model)
     remove = failing_after(model, KeyboardInterrupt())
     with torch.no_grad(), pytest.raises(KeyboardInterrupt):
@@ -176,3 +186,32 @@ def test_what_cannot_be_taken_back_is_refused_later() -> None:
     remove()
     with torch.no_grad(), pytest.raises(ValueError, match="^past_key_values: expected layers of"):
         model(ids_of(2, 1), past_key_values=cache)
+    cache.reset()
+    check_it_goes_on(model, cache, tokens=0)
+
+
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_crop_that_one_layer_refuses_changes_no_layer(kind: str) -> None:
+    """Guards against layers out of step after a crop that only the sparse ones must refuse."""
+    model, ids = model_of(kind), ids_of(2, 420)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        for tokens in ids[:, :401].split([300, 101], dim=1):
+            model(tokens, past_key_values=cache)
+        with pytest.raises(ValueError, match="max_rollback"):
+            cache.crop(-390)
+        out = model(ids[:, 401:], past_key_values=cache).logits
+        expected = model(ids, use_cache=False).logits[:, 401:]
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
+
+
+def test_cache_begun_in_inference_mode_can_be_used_outside() -> None:
+    """Guards a prompt that was read in inference mode, and answered, or rearranged for beams, in no_grad."""
+    model, ids = model_of("mixed"), ids_of(2, 40)
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(ids[:, :15], past_key_values=cache)
+        cache.batch_repeat_interleave(2)
+        cache.batch_select_indices(torch.tensor([True, False, True, False]))
+        model(ids[:, 15:18], past_key_values=cache)
+    check_it_goes_on(model, cache)

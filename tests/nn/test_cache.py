@@ -1,5 +1,6 @@
 """The decode state: errors that leave it as it was, beams, and its memory."""
 
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -56,6 +57,11 @@ def step(**others: Any) -> Callable[[SparseCache], Any]:
         (lambda cache: cache.crop([14]), r"^lengths: expected one for each of 2 rows, got \[14\]"),
         (lambda cache: cache.reorder([0, 2]), r"^indices: expected rows 0 \.\. 1, got \[0, 2\]"),
         (lambda cache: cache.reorder([-1]), r"^indices: expected rows 0 \.\. 1, got \[-1\]"),
+        (lambda cache: cache.crop([14.0, 14.0]), r"^length: expected an int, got float 14.0"),
+        (
+            lambda cache: make_layer().to("meta")(hidden_of(2, 1).to("meta"), cache=cache),
+            r"^cache: expected .* on cpu, got .* on meta",
+        ),
     ],
 )
 def test_refused_call_leaves_the_cache_as_it_was(act: Callable[[SparseCache], Any], message: str) -> None:
@@ -63,7 +69,7 @@ def test_refused_call_leaves_the_cache_as_it_was(act: Callable[[SparseCache], An
     layer = make_layer()
     cache = filled(layer, 2, 15, capacity=20)
     before = snapshot(cache)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         act(cache)
     after = snapshot(cache)
     assert cache.lengths == [15, 15]
@@ -199,6 +205,73 @@ def test_call_that_failed_has_changed_nothing(monkeypatch: pytest.MonkeyPatch) -
         out = layer(hidden[:, :5], cache=cache)
     whole = layer(torch.cat([hidden_of(2, 9), hidden[:, :5]], dim=1)).detach()
     torch.testing.assert_close(out, whole[:, 9:], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("count", [5, 140])
+@pytest.mark.parametrize("kind", ["sparse", "full"])
+def test_padded_call_that_failed_in_a_later_row_has_changed_nothing(
+    monkeypatch: pytest.MonkeyPatch, kind: str, count: int
+) -> None:
+    """Guards rows that are attended one by one against a first one that keeps the tokens of a failed call."""
+    layer: Any = make_layer()
+    place = "trisparse.nn.attention.sparse_decode"
+    if kind == "full":
+        layer, place = (
+            FullAttention(12, 4, 2, 4).double(),
+            "trisparse.baselines.full_attention.causal_attention",
+        )
+    cache = filled(layer, 2, 9)
+    module, name = place.rsplit(".", 1)
+    attend, rows = getattr(importlib.import_module(module), name), iter(range(9))
+
+    def interrupted(*arguments: Any, **others: Any) -> Any:
+        if next(rows) == 1:
+            raise KeyboardInterrupt
+        return attend(*arguments, **others)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), torch.no_grad():
+        patch.setattr(place, interrupted)
+        layer(hidden_of(2, count, seed=1), cache=cache, padding=[1, 2])
+    assert cache.lengths == [9, 9]
+    with torch.no_grad():
+        out = layer(hidden_of(2, 3, seed=2), cache=cache)
+        whole = layer(torch.cat([hidden_of(2, 9), hidden_of(2, 3, seed=2)], dim=1))
+    torch.testing.assert_close(out, whole[:, 9:], rtol=1e-9, atol=1e-11)
+
+
+def test_rings_that_an_interruption_spoiled_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against wrong rows after Ctrl-C between the rings and the count of tokens."""
+    layer = make_layer()
+    cache = filled(layer, 2, 9)
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt), torch.no_grad():
+        patch.setattr(SparseCache, "commit", interrupted)
+        layer(hidden_of(2, 140), cache=cache)
+    with torch.no_grad(), pytest.raises(ValueError, match="^cache: expected whole rings"):
+        layer(hidden_of(2, 1), cache=cache)
+    cache.reset()
+    with torch.no_grad():
+        assert layer(hidden_of(2, 9), cache=cache).isfinite().all()
+
+
+@pytest.mark.parametrize("layer", [make_layer(), FullAttention(12, 4, 2, 4).double()], ids=["sparse", "full"])
+def test_batch_of_no_rows_gives_no_rows(layer: Any) -> None:
+    """Guards the last batch of a queue that has run empty."""
+    cache = layer.new_cache()
+    with torch.no_grad():
+        for tokens in (5, 1, 80):
+            assert layer(hidden_of(0, tokens), cache=cache).shape == (0, tokens, 12)
+    assert cache.lengths == []
+
+
+@pytest.mark.parametrize("settings", [{"capacity": -3}, {"capacity": 2.5}, {"max_rollback": True}], ids=str)
+def test_sizes_that_are_none_are_refused(settings: dict[str, Any]) -> None:
+    """Guards against a cache that fails at its first token instead of where it is made."""
+    with pytest.raises((TypeError, ValueError), match=f"^{next(iter(settings))}: expected"):
+        SparseCache(BLOCKS, **settings)
 
 
 def test_no_gradient_flows_through_the_cache() -> None:

@@ -39,7 +39,17 @@ def hidden_of(batch, tokens, dtype):
 @pytest.mark.parametrize(
     "cuts", [[1, 2, 3], [100, *range(101, 160)], [7, 90, 91, 150], list(range(5, 160, 5))]
 )
-@pytest.mark.parametrize("kind", [{}, {"shared_kv": True}, {"compressor": "linear"}], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"shared_kv": True},
+        {"compressor": "linear"},
+        {"compressed_rope": "none"},
+        {"compressed_rope": "none", "shared_kv": True},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_any_chunks_give_the_bits_of_the_whole(dtype, kind, cuts):
     """Guards against a kernel, or a product with a weight, that adds in another order for fewer rows."""
@@ -49,6 +59,38 @@ def test_any_chunks_give_the_bits_of_the_whole(dtype, kind, cuts):
         cache = layer.new_cache()
         parts = [layer(hidden[:, a:b], cache=cache) for a, b in pairwise([0, *cuts, 160])]
     assert torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@needs_kernels
+def test_outside_of_the_mode_bits_differ():
+    """Guards the test above: what it compares must be able to differ."""
+    layer, hidden = make_layer(torch.float32), hidden_of(2, 160, torch.float32)
+    with torch.no_grad():
+        whole = layer(hidden)
+        cache = layer.new_cache()
+        parts = [layer(hidden[:, a:b], cache=cache) for a, b in pairwise([0, 100, *range(101, 161)])]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(torch.cat(parts, dim=1), whole)
+
+
+@needs_kernels
+@pytest.mark.parametrize("batch", [2, 3, 7, 32])
+def test_row_has_its_bits_in_any_batch_and_place(batch):
+    """Guards against work shared out by the batch: a row alone, beside others, moved, with new neighbours."""
+    layer, hidden = make_layer(torch.bfloat16), hidden_of(batch, 70, torch.bfloat16)
+    order = torch.randperm(batch, generator=torch.Generator().manual_seed(2))
+
+    def decoded(rows):
+        cache = layer.new_cache()
+        return torch.cat([layer(part, cache=cache) for part in rows.split([60, 1, 1, 8], dim=1)], dim=1)
+
+    with torch.no_grad(), batch_invariant():
+        together = decoded(hidden)
+        others = torch.randn_like(hidden)
+        others[-1] = hidden[-1]
+        assert torch.equal(decoded(hidden[:1]), together[:1])
+        assert torch.equal(decoded(hidden[order]), together[order])
+        assert torch.equal(decoded(others)[-1], together[-1])
 
 
 @needs_kernels

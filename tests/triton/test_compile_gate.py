@@ -28,6 +28,10 @@ from trisparse.triton.variants import KernelVariant
 GUESTS = ("sm_100", "gfx942")
 
 
+# products that are made for each one that is asked for, as often as no warp repeats what another does
+MOST_REPEATED = 1.0
+
+
 class Spill(NamedTuple):
     """A hot kernel, by a part of its variants' names, that may spill on a target, and why."""
 
@@ -74,6 +78,10 @@ def complaints(variant: KernelVariant, target: Target, found: Resources) -> Iter
     allowed = max((each.most_bytes for each in exceptions), default=0)
     if variant.hot and found.spilled_bytes > allowed:
         yield f"spills {found.spilled_bytes} bytes"
+    if variant.hot and found.loop_spills and target.name not in GUESTS:
+        yield f"reaches for spilled registers {found.loop_spills} times in its loops"
+    if variant.hot and found.repeated > MOST_REPEATED and target.name not in GUESTS:
+        yield f"makes its products {found.repeated} times"
     if found.shared_bytes > min(variant.shared_limit, target.shared_bytes):
         yield f"takes {found.shared_bytes} bytes of shared memory, has {variant.shared_limit}"
     if found.reduced_dots:
@@ -117,6 +125,8 @@ def test_compiles_for_other_gpus(target: str, variant: KernelVariant) -> None:
     ("variant", "complaint"),
     [
         (toys.SPILLING, r"spills \d+ bytes"),
+        (toys.SPILLING, r"reaches for spilled registers \d+ times"),
+        (toys.REPEATED, r"makes its products 4.0 times"),
         (toys.WIDE_SHARED, r"takes \d+ bytes of shared memory"),
         (toys.NARROW, r"loads fewer than 4 bytes at once"),
         (toys.TF32, r"rounds fp32 operands"),
@@ -210,6 +220,8 @@ def resources_of(row: dict[str, str]) -> Resources:
     return Resources(
         registers=int(row["registers"]),
         spilled_bytes=int(row["spilled_bytes"]),
+        loop_spills=int(row["loop_spills"]),
+        repeated=float(row["repeated"]),
         shared_bytes=int(row["shared_bytes"]),
         tensor_core={family: int(count) for family, _, count in families},
         loads={width: int(row[column]) for width, column in loads.items() if int(row[column])},

@@ -15,7 +15,8 @@ def test_good_kernel_reads_as_good(target: str, family: str) -> None:
     found = inspect(toys.GOOD, TARGETS[target])
     assert set(found.tensor_core) == {family}
     assert 0 < found.registers < 255
-    assert found.spilled_bytes == 0
+    assert (found.spilled_bytes, found.loop_spills) == (0, 0)
+    assert found.repeated == (1.0 if family in ("HMMA", "HGMMA") else 0.0)
     assert found.loads[16] > 0
     assert min(found.loads) >= 4
     assert 0 < found.shared_bytes <= TARGETS[target].shared_bytes
@@ -26,6 +27,12 @@ def test_good_kernel_reads_as_good(target: str, family: str) -> None:
 def test_spills_are_seen(target: str) -> None:
     """Guards against a spill count that is always zero."""
     assert inspect(toys.SPILLING, TARGETS[target]).spilled_bytes > 0
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+def test_products_that_warps_repeat_are_seen(target: str) -> None:
+    """Guards against a count that is always one: so small a product is work for two of eight warps."""
+    assert inspect(toys.REPEATED, TARGETS[target]).repeated == 4.0
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -23,7 +23,7 @@ from decode import DecodeBench
 from say import say
 from tables import Tables
 
-import trisparse
+from trisparse.backends import choose
 from trisparse.bench.bandwidth import Bandwidth
 from trisparse.bench.cases import Case
 from trisparse.bench.decode_case import DecodeCase
@@ -45,18 +45,18 @@ REHEARSED_BATCHES = (1, 3)
 
 
 def _cases(chosen: argparse.Namespace) -> Iterator[tuple[str, Case]]:
-    """Kind and sizes of everything that is to be measured."""
+    """Kind and sizes of everything that is to be measured: all shapes at one length, then at the next."""
     shapes = REHEARSED_SHAPES if chosen.rehearse else SHAPES
     lengths = chosen.lengths or (REHEARSED_LENGTHS if chosen.rehearse else LENGTHS)
     batches = chosen.batches or (REHEARSED_BATCHES if chosen.rehearse else BATCHES)
-    for name in chosen.shapes or shapes:
-        heads, groups, head_dim, value_dim = shapes[name]
-        sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "value_dim": value_dim}
-        if "attention" in chosen.kinds:
-            yield from (("attention", Case(tokens=tokens, **sizes)) for tokens in lengths)
-        if "decode" in chosen.kinds:
-            for batch in batches:
-                yield from (("decode", DecodeCase(tokens=x, batch=batch, **sizes)) for x in lengths)
+    for tokens in lengths:
+        for name in chosen.shapes or shapes:
+            heads, groups, head_dim, value_dim = shapes[name]
+            sizes = {"heads": heads, "groups": groups, "head_dim": head_dim, "value_dim": value_dim}
+            if "attention" in chosen.kinds:
+                yield "attention", Case(tokens=tokens, **sizes)
+            if "decode" in chosen.kinds:
+                yield from (("decode", DecodeCase(tokens=tokens, batch=batch, **sizes)) for batch in batches)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -122,9 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parse(arguments)
     budget = Budget(chosen.minutes)
     backend, device = ("torch", "cpu") if chosen.rehearse else ("triton", "cuda")
-    reason = trisparse.available_backends()[backend]
-    if reason is not None or (device == "cuda" and not torch.cuda.is_available()):
-        say(f"bench_gpu: {reason or 'no CUDA device'}; --rehearse runs without one")
+    try:
+        # no other is asked for: the CPU's would be built, on time that is lent
+        choose(backend, device)
+    except NotImplementedError as error:
+        say(f"bench_gpu: {error}; --rehearse runs without a GPU")
         return 2
     tables = Tables(
         chosen.output or (Path(tempfile.mkdtemp()) if chosen.rehearse else RESULTS), torch.device(device)

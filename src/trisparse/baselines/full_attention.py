@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from trisparse import validate
+from trisparse import api, validate
+from trisparse.config import SparseConfig
+from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import DenseCache
 from trisparse.nn.gates import Gates
 from trisparse.nn.heads import check_heads
@@ -18,8 +20,13 @@ from trisparse.nn.rows import check_padding, without_padding
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int = 0) -> Tensor:
     """Full attention of query rows at `query_start ..` by PyTorch's own kernel.
 
+    In the batch-invariant mode by ours, as a window over everything.
+
     `query` [B, Tq, H, D], `key` [B, T, G, D], `value` [B, T, G, E] -> [B, Tq, H, E].
     """
+    if is_batch_invariant():
+        config = SparseConfig(window=max(1, key.shape[1]))
+        return api.window_attention(query, key, value, config, query_start=query_start)
     value_dim = value.shape[3]
     # the fused kernels want D = E; zero channels change nothing but the speed
     value = pad(value, (0, max(0, key.shape[3] - value_dim)))
@@ -102,9 +109,12 @@ class FullAttention(nn.Module):
             out = torch.cat([self._attend([x[:, a:b] for x in tensors]) for a, b in runs], dim=1)
         else:
             counts = check_padding(padding, *hidden.shape[:2])
+            new = [hidden.shape[1] - skip for skip in counts]
             if cache is not None:
-                cache.reserve({"key": key, "value": value}, [hidden.shape[1] - skip for skip in counts])
+                cache.reserve({"key": key, "value": value}, new)
             out = without_padding(partial(self._attend, cache=cache), tensors, counts)
+            if cache is not None:
+                cache.commit(new)
         if self.gates is not None:
             out = out * self.gates(hidden)
         return self.o_proj(out.flatten(2))
@@ -122,18 +132,17 @@ class FullAttention(nn.Module):
         if cache is None:
             return causal_attention(query, key, value)
         cache.write(rows, {"key": key, "value": value})
+        if not starts:
+            return query.new_empty(*query.shape[:3], value.shape[3])
         key, value = cache.pair(rows)
         stops = [start + query.shape[1] for start in starts]
         if len(set(starts)) == 1:
-            out = causal_attention(query, key[:, : stops[0]], value[:, : stops[0]], starts[0])
-        else:
-            places = enumerate(zip(starts, stops, strict=True))
-            parts = [
-                causal_attention(
-                    query[row : row + 1], key[row : row + 1, :stop], value[row : row + 1, :stop], start
-                )
-                for row, (start, stop) in places
-            ]
-            out = torch.cat(parts)
-        cache.commit(rows, query.shape[1])
-        return out
+            return causal_attention(query, key[:, : stops[0]], value[:, : stops[0]], starts[0])
+        places = enumerate(zip(starts, stops, strict=True))
+        parts = [
+            causal_attention(
+                query[row : row + 1], key[row : row + 1, :stop], value[row : row + 1, :stop], start
+            )
+            for row, (start, stop) in places
+        ]
+        return torch.cat(parts)

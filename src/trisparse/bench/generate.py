@@ -116,7 +116,7 @@ class _Session:
             layer.state.reserve(likes, [length])
             for buffer in layer.state.buffers.values():
                 buffer.data.normal_()
-            layer.state.commit(slice(0, 1), length)
+            layer.state.commit([length])
             layer.slots = length
 
     @torch.no_grad()

@@ -27,12 +27,17 @@ def chat(
     """
     import torch
 
+    from trisparse.cli.statistics import PREFILL_CHUNK
     from trisparse.models.conversation import Conversation
     from trisparse.models.load import load_model
 
     conversation = Conversation(*load_model(model))
     torch.manual_seed(seed)
-    settings: dict[str, Any] = {"max_new_tokens": tokens, "do_sample": temperature > 0}
+    settings: dict[str, Any] = {
+        "max_new_tokens": tokens,
+        "do_sample": temperature > 0,
+        "prefill_chunk_size": PREFILL_CHUNK,
+    }
     if temperature > 0:
         settings["temperature"] = temperature
     numbers = ["no answer yet"]
@@ -60,10 +65,10 @@ def _next_line() -> str | None:
 
 
 def _answer(conversation: Any, line: str, settings: dict[str, Any]) -> list[str]:
-    """Streams the answer to `line` -> its numbers."""
+    """Streams the answer to `line` and says how fast it came -> all its numbers."""
     from transformers import TextStreamer
 
-    from trisparse.cli.statistics import lines, statistics
+    from trisparse.cli.statistics import lines, statistics, summary
     from trisparse.cli.stopwatch import Stopwatch
 
     text = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -73,4 +78,6 @@ def _answer(conversation: Any, line: str, settings: dict[str, Any]) -> list[str]
     except KeyboardInterrupt:
         text.end()
         say("stopped")
-    return lines(statistics(conversation.model, conversation.cache, conversation.prefilled, watch))
+    numbers = statistics(conversation.model, conversation.cache, conversation.prefilled, watch)
+    say(summary(numbers))
+    return lines(numbers)

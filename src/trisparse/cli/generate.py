@@ -24,7 +24,7 @@ def generate(
     import torch
     from transformers import DynamicCache, TextStreamer
 
-    from trisparse.cli.statistics import lines, statistics
+    from trisparse.cli.statistics import PREFILL_CHUNK, lines, statistics, summary
     from trisparse.cli.stopwatch import Stopwatch
     from trisparse.models.load import load_model
 
@@ -39,7 +39,12 @@ def generate(
     cache = DynamicCache(config=language_model.config)
     watch = Stopwatch(None if as_json else TextStreamer(tokenizer))
     ids = language_model.generate(
-        **encoded, max_new_tokens=tokens, streamer=watch, past_key_values=cache, **sampling
+        **encoded,
+        max_new_tokens=tokens,
+        streamer=watch,
+        past_key_values=cache,
+        prefill_chunk_size=PREFILL_CHUNK,
+        **sampling,
     )[0]
     numbers = statistics(language_model, cache, count, watch)
     if as_json:
@@ -48,8 +53,7 @@ def generate(
         for line in lines(numbers):
             say(line)
     else:
-        rate = numbers["decode_tokens_per_second"]
-        say(f"{watch.new_tokens} tokens" + ("" if rate is None else f", {rate:.1f} tokens/s"))
+        say(summary(numbers))
 
 
 def _prompt(prompt: str | None, prompt_file: Path | None) -> str:

@@ -4,6 +4,9 @@ from typing import Any
 
 from trisparse.cli.stopwatch import Stopwatch
 
+# tokens of a prompt that are read at once: what a prefill needs beside the cache grows with them
+PREFILL_CHUNK = 2048
+
 
 def statistics(model: Any, cache: Any, prompt_tokens: int, watch: Stopwatch) -> dict[str, Any]:
     """Speed, memory and backend of one answer; None where too few tokens came to tell.
@@ -38,6 +41,14 @@ def _backend(model: Any) -> dict[str, str | None]:
 
     name = choose(model.config.backend, model.device.type, model.dtype)
     return {"backend": name, "instructions": cpu_instructions(model.dtype) if name == "cpu" else None}
+
+
+def summary(numbers: dict[str, Any]) -> str:
+    """The numbers that matter most, in a line."""
+    rate = numbers["decode_tokens_per_second"]
+    read, dense = (numbers[f"{name}bytes_read_per_token"] / 2**20 for name in ("", "dense_"))
+    speed = "" if rate is None else f", {rate:.1f} tokens/s"
+    return f"{numbers['new_tokens']} tokens{speed}; reads {read:.1f} MiB a token, full attention {dense:.1f}"
 
 
 def lines(numbers: dict[str, Any]) -> list[str]:

@@ -9,14 +9,26 @@ from trisparse.config import SparseConfig
 from trisparse.cpu.library import library
 from trisparse.cpu.problem import BRANCHES, DATA_TYPES, Problem
 
-_ERRORS = {1: MemoryError("the CPU kernels ran out of memory")}
+# of `Status` in csrc/interface.h
+_OUT_OF_MEMORY = 1
+_FAILURES = {
+    2: "they do not take this call, or torch's threads did not",
+    3: "an error inside of them, which is a fault of Trisparse",
+}
+
+
+def _error(status: int) -> Exception:
+    """A new one for each call: an exception keeps what its traceback sees."""
+    if status == _OUT_OF_MEMORY:
+        return MemoryError("the CPU kernels ran out of memory")
+    return RuntimeError(f"the CPU kernels failed with status {status}: {_FAILURES.get(status, 'unknown')}")
 
 
 def _run(direction: str, problem: Problem) -> None:
     function = getattr(library(problem.dtype).functions, f"trisparse_{direction}")
     status = function(ctypes.byref(problem.structure))
     if status != 0:
-        raise _ERRORS.get(status, RuntimeError(f"the CPU kernels failed with status {status}"))
+        raise _error(status)
 
 
 def instructions_for(dtype: torch.dtype) -> str:
@@ -202,7 +214,8 @@ def decode_forward(
     """
     out = query.new_empty(*query.shape[:3], value_cmp.shape[3])
     ids = _empty_ids(query, key_slc, config)
-    problem = Problem(query, key_slc.shape[2], value_cmp.shape[3], config, scale, None, 0)
+    room = key_slc.shape[1]
+    problem = Problem(query, key_slc.shape[2], value_cmp.shape[3], config, scale, None, 0, room=room)
     problem.give_branch("compressed", key=key_cmp, value=value_cmp)
     problem.give_branch("window", key=key_win, value=value_win)
     problem.give_branch("selected", key=key_slc, value=value_slc)

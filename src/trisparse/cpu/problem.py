@@ -74,6 +74,26 @@ _BRANCH_PLACES = {
 }
 
 
+def _sizes(config: SparseConfig, positions: int) -> dict[str, int]:
+    """The sizes of `config`, made as small as those that are the same for rows below `positions`.
+
+    Whatever the kernels compute of them then fits their integers, and no memory is made for blocks that are
+    not there.
+    """
+    block, stride = config.compress_block, config.compress_stride
+    if block > positions:
+        # no compressed block is complete
+        block = stride = positions + 1
+    # where selection block 0 holds all tokens
+    whole = -(-max(positions, block) // stride) * stride
+    return {
+        "compress_block": block,
+        "compress_stride": stride,
+        "select_block": min(config.select_block, whole),
+        "window": min(config.window, max(positions, 1)),
+    }
+
+
 class Problem:
     """One call of the native kernels: keeps the tensors alive whose addresses it holds."""
 
@@ -86,7 +106,9 @@ class Problem:
         scale: float,
         cu_seqlens: Tensor | None,
         query_start: int,
+        room: int | None = None,
     ) -> None:
+        """`room`: tokens that a row may have, if not those up to the last query row."""
         # one call with everything: setting fields one by one takes a tenth of a short call
         batch, rows, heads, head_dim = query.shape
         self.dtype = query.dtype
@@ -99,16 +121,13 @@ class Problem:
             groups=groups,
             head_dim=head_dim,
             value_dim=value_dim,
-            compress_block=config.compress_block,
-            compress_stride=config.compress_stride,
-            select_block=config.select_block,
             num_selected=config.num_selected,
             num_initial=config.num_initial,
             num_local=config.num_local,
-            window=config.window,
             scale=scale,
             query_start=query_start,
             invariant=is_batch_invariant(),
+            **_sizes(config, query_start + rows if room is None else room),
         )
         self._words = _Words.from_buffer(structure)
         if cu_seqlens is not None:

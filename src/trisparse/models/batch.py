@@ -20,23 +20,27 @@ class Batch:
 
 
 def read_padding(
-    attention_mask: Tensor | None, batch: int, num_tokens: int, has_cache: bool
+    attention_mask: Tensor | None, batch: int, num_tokens: int, slots: int | None
 ) -> list[int] | None:
-    """Left-padding tokens among the last `num_tokens` of each row of a mask [B, past + T].
+    """Left-padding tokens among the last `num_tokens` of each row of a mask [B, T] or [B, slots + T].
 
-    Right padding without a cache means nothing to a causal model and counts as none.
+    `slots` are those of a cache, None without one: right padding then means nothing to a causal model and
+    counts as none.
 
     Raises:
-        ValueError: a mask that is not 2-D, of another batch size, or neither left- nor right-padded.
+        ValueError: a mask that is not 2-D, of another batch size or width, or neither left- nor right-padded.
     """
     if attention_mask is None:
         return None
+    widths = {num_tokens} if slots is None else {num_tokens, slots + num_tokens}
     wrong = attention_mask.dim() != 2 or len(attention_mask) != batch
-    if wrong or attention_mask.shape[1] < num_tokens:
+    if wrong or attention_mask.shape[1] not in widths:
+        past = f"{slots} + " if slots else ""
         raise ValueError(
-            f"attention_mask: expected [{batch}, past + {num_tokens}], got {list(attention_mask.shape)}; "
+            f"attention_mask: expected [{batch}, {past}{num_tokens}], got {list(attention_mask.shape)}; "
             "sparse attention takes no dense mask"
         )
+    has_cache = slots is not None
     mask = attention_mask[:, attention_mask.shape[1] - num_tokens :].bool()
     if bool(mask.all()):
         return None

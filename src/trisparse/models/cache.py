@@ -30,6 +30,8 @@ class TrisparseCacheLayer(DynamicLayer):
         self.capacity = capacity
         self.state: BatchCache | None = None
         self.slots = 0
+        # all layers of the cache, for a crop that one of them must refuse is refused by all
+        self.together: list[TrisparseCacheLayer] = [self]
 
     def lazy_initialization(self, *_: Any) -> None:
         raise NotImplementedError(_FILLED_ELSEWHERE)
@@ -47,12 +49,18 @@ class TrisparseCacheLayer(DynamicLayer):
         self.state, self.slots = None, 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens of every row."""
+        """Take back the last `-tokens_to_remove` tokens of every row, here if every layer can."""
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: expected 0 or a negative number, got {tokens_to_remove}")
-        if self.state is not None and tokens_to_remove:
-            self.state.crop([length + tokens_to_remove for length in self.state.lengths])
-            self.slots += tokens_to_remove
+        if self.state is None or not tokens_to_remove:
+            return
+        lengths = [length + tokens_to_remove for length in self.state.lengths]
+        for layer in self.together:
+            # the cache asks one layer after the other: some have done it
+            if layer.state is not None and layer.slots == self.slots:
+                layer.state.check_crop(lengths)
+        self.state.crop(lengths)
+        self.slots += tokens_to_remove
 
     def _reorder(self, rows: list[int]) -> None:
         if self.state is not None:
@@ -81,6 +89,12 @@ class TrisparseStaticLayer(TrisparseCacheLayer):
 
     def __init__(self, max_cache_len: int) -> None:
         super().__init__(capacity=max_cache_len)
+
+    def reset(self) -> None:
+        """Forget the tokens; their memory stays where it is."""
+        if self.state is not None:
+            self.state.reset()
+        self.slots = 0
 
 
 # by hand: an attribute that registers a class would be inherited, and the second class replace the first
@@ -114,7 +128,9 @@ def cached_lengths(layers: list[TrisparseCacheLayer]) -> list[int]:
         ValueError: the layers hold different lengths, as after a crop that some of them refused.
     """
     lengths = [[] if layer.state is None else layer.state.lengths for layer in layers]
-    if any(other != lengths[0] for other in lengths):
+    # slots without rows: a failed forward had to reset the layer
+    lost = any(layer.slots and not found for layer, found in zip(layers, lengths, strict=True))
+    if lost or any(other != lengths[0] for other in lengths):
         raise ValueError(
             "past_key_values: expected layers of equal lengths; a crop or a forward failed halfway: "
             "start a new cache"
@@ -152,6 +168,6 @@ def take_back(layers: list[TrisparseCacheLayer], lengths: list[int]) -> None:
                 layer.state.crop(lengths)
                 continue
         except ValueError:
-            # more tokens came than a ring can take back: `cached_lengths` will refuse this cache
+            # more tokens came than a ring can take back: `cached_lengths` refuses this cache from now on
             pass
         layer.state.reset()

@@ -139,7 +139,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         """Hidden states [B, T, hidden_size] of `input_ids` [B, T] or `inputs_embeds`.
 
         Args:
-            attention_mask: [B, past + T], left-padded (each row then gives what it gives alone), or
+            attention_mask: [B, past + T] or [B, T], left-padded (each row then gives what it gives alone), or
                 right-padded where there is no cache.
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
@@ -205,7 +205,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         self, attention_mask: Tensor | None, position_ids: Tensor | None, hidden: Tensor
     ) -> Batch:
         rows, num_tokens = hidden.shape[:2]
-        padding = read_padding(attention_mask, rows, num_tokens, has_cache=False)
+        padding = read_padding(attention_mask, rows, num_tokens, slots=None)
         if padding is not None:
             check_padded_positions(position_ids, padding)
             return Batch(padding=padding)
@@ -220,8 +220,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
         layers: list[TrisparseCacheLayer],
     ) -> Batch:
         rows, num_tokens = hidden.shape[:2]
-        padding = read_padding(attention_mask, rows, num_tokens, has_cache=True)
         lengths = cached_lengths(layers) or [0] * rows
+        padding = read_padding(attention_mask, rows, num_tokens, slots=layers[0].slots)
         if len(lengths) != rows:
             raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
         check_past(attention_mask, num_tokens, layers[0].slots, lengths)
@@ -238,6 +238,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         for layer, attention in zip(layers, attentions, strict=True):
             if layer.state is None:
                 layer.state = attention.new_cache(layer.capacity)
+            layer.together = layers
         return [layer.state for layer in layers]
 
 
@@ -269,6 +270,8 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         Labels are shifted inside, and -100 is ignored.
         `logits_to_keep` n > 0 computes logits for the last n tokens only.
         """
+        if labels is not None:
+            self._check_labels(labels, input_ids if input_ids is not None else inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
         outputs = self.model(
@@ -288,3 +291,8 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
             size = self.config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+    def _check_labels(self, labels: Tensor, tokens: Tensor | None) -> None:
+        """Before a cache has taken the tokens."""
+        if tokens is not None and labels.shape != tokens.shape[:2]:
+            raise ValueError(f"labels: expected {list(tokens.shape[:2])}, got {list(labels.shape)}")

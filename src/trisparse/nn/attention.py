@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from trisparse import api, validate
 from trisparse.config import SparseConfig
 from trisparse.decode import sparse_decode
+from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import STEP, SparseCache
 from trisparse.nn.compressor import Compressor, CompressorKind
 from trisparse.nn.gates import Gates
@@ -113,9 +114,19 @@ class NativeSparseAttention(nn.Module):
             if cache is None:
                 out = without_padding(lambda rows, _: self._attend_all(rows, None), tensors, counts)
             else:
-                self._reserve(cache, tensors, [hidden.shape[1] - skip for skip in counts])
-                out = without_padding(partial(self._attend_cached, cache), tensors, counts)
+                out = self._attend_with(cache, tensors, counts)
         return self.o_proj(out.flatten(2))
+
+    def _attend_with(self, cache: SparseCache, tensors: list[Tensor], padding: list[int]) -> Tensor:
+        """New tokens [B, T, ...] after what the cache holds, which then holds them too: [B, T, H, E]."""
+        counts = [tensors[0].shape[1] - skip for skip in padding]
+        self._reserve(cache, tensors, counts)
+        late: list[tuple[slice, dict[str, Tensor]]] = []
+        out = without_padding(partial(self._attend_cached, cache, late), tensors, padding)
+        for rows, near in late:
+            cache.write(rows, near)
+        cache.commit(counts)
+        return out
 
     def _reserve(self, cache: SparseCache, tensors: list[Tensor], counts: list[int]) -> None:
         """Room for counts[b] more tokens in each row, or an error that leaves the cache as it was."""
@@ -187,6 +198,8 @@ class NativeSparseAttention(nn.Module):
         window = window_key, self._set(values, _WINDOW)
         if self.compressed_rope == "none" or current_record() is not None:
             raw = query if self.compressed_rope == "none" else rotated
+            if is_batch_invariant() and cu_seqlens is None and not torch.is_grad_enabled():
+                return self._as_decoded(raw, rotated, compressed, selected, window, gates)
             return self._branches(raw, rotated, compressed, selected, window, gates, cu_seqlens)
         return api.sparse_attention(
             rotated,
@@ -220,14 +233,47 @@ class NativeSparseAttention(nn.Module):
         out_win = api.window_attention(query, *window, config, **place)
         return api.gated_sum(gates, (out_cmp, out_slc, out_win))
 
+    def _as_decoded(
+        self,
+        query_cmp: Tensor,
+        query: Tensor,
+        compressed: tuple[Tensor, Tensor],
+        selected: tuple[Tensor, Tensor],
+        window: tuple[Tensor, Tensor],
+        gates: Tensor,
+    ) -> Tensor:
+        """`_branches` as a cached call adds them: before they are rounded."""
+        out, ids = sparse_decode(
+            query,
+            compressed,
+            selected,
+            window,
+            gates,
+            torch.zeros(len(query), dtype=torch.int32, device=query.device),
+            self.config,
+            query_cmp=query_cmp,
+            backend=self.backend,
+        )
+        self._record(gates, ids)
+        return out
+
     def _record(self, gates: Tensor, ids: Tensor) -> None:
         record = current_record()
         if record is not None:
             size = self.config.select_block
             record.append(Observation(layer=self.layer, gates=gates.detach(), ids=ids, select_block=size))
 
-    def _attend_cached(self, cache: SparseCache, tensors: list[Tensor], rows: slice) -> Tensor:
-        """Tokens [R, n, ...] after what `rows` of the cache hold, which has room for them: [R, n, H, E]."""
+    def _attend_cached(
+        self,
+        cache: SparseCache,
+        late: list[tuple[slice, dict[str, Tensor]]],
+        tensors: list[Tensor],
+        rows: slice,
+    ) -> Tensor:
+        """Tokens [R, n, ...] after what `rows` of the cache hold, which has room for them: [R, n, H, E].
+
+        What goes around the rings is appended to `late`: it may be written when no row can fail any more.
+        """
         query, keys, values, gates = tensors
         count = query.shape[1]
         starts = torch.tensor(cache.lengths[rows], dtype=torch.int32, device=query.device)
@@ -240,11 +286,12 @@ class NativeSparseAttention(nn.Module):
             near["window_value"] = self._set(values, _WINDOW)
         selected_key = self._rotate(self._set(keys, _SELECTED), positions)
         cache.write(rows, {"key": selected_key, "value": self._set(values, _SELECTED)})
-        # a ring that the new tokens would go around is written when it is no longer read
-        in_place = count <= STEP
-        if in_place:
+        if count <= STEP:
             cache.write(rows, near)
-        window = cache.window(rows) if in_place else cache.longer_window(rows, near)
+            window = cache.window(rows)
+        else:
+            window = cache.longer_window(rows, near)
+            late.append((rows, near))
         out, ids = sparse_decode(
             rotated,
             cache.pair(rows, "compressed_"),
@@ -257,9 +304,6 @@ class NativeSparseAttention(nn.Module):
             query_cmp=query if self.compressed_rope == "none" else None,
             backend=self.backend,
         )
-        if not in_place:
-            cache.write(rows, near)
-        cache.commit(rows, count)
         self._record(gates, ids)
         return out
 

@@ -15,7 +15,9 @@ def _whole_runs(tokens: int) -> int:
 def _new_tokens(like: Tensor, batch: int, room: int) -> Tensor:
     """Room [batch, room, G, D] for tokens like those in `like`, group by group in memory."""
     groups, width = like.shape[2:]
-    return like.new_empty(batch, groups, room, width).transpose(1, 2)
+    # a cache that was begun in inference mode may be written outside of it
+    with torch.inference_mode(False):
+        return like.new_empty(batch, groups, room, width).transpose(1, 2)
 
 
 class TokenBuffer:
@@ -86,15 +88,17 @@ class TokenBuffer:
     ) -> tuple[Tensor, Tensor]:
         device = self.data.device
         numbers = list(range(len(self.data))[rows]) if isinstance(rows, slice) else list(rows)
-        positions = torch.tensor(starts, device=device)[:, None] + torch.arange(count, device=device)
+        begins = torch.tensor(starts, dtype=torch.int64, device=device)
+        positions = begins[:, None] + torch.arange(count, device=device)
         slots = positions.clamp(min=0) if self.newest is None else positions % self.room
-        return torch.tensor(numbers, device=device)[:, None], slots
+        return torch.tensor(numbers, dtype=torch.int64, device=device)[:, None], slots
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of what row `rows[i]` was."""
         if self._data is not None:
             chosen = torch.tensor(rows, dtype=torch.int64, device=self._data.device)
-            self._data = self._data.transpose(1, 2)[chosen].transpose(1, 2)
+            with torch.inference_mode(False):
+                self._data = self._data.transpose(1, 2)[chosen].transpose(1, 2)
 
     def nbytes(self) -> int:
         """Bytes of memory held, unused room included."""

@@ -11,6 +11,13 @@ from trisparse.nn.buffer import TokenBuffer
 STEP = 64
 
 
+def _check_count(name: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name}: expected an int, got {type(number).__name__} {number!r}")
+    if number < 0:
+        raise ValueError(f"{name}: expected at least 0, got {number}")
+
+
 class BatchCache:
     """Rows of a batch, which may have different lengths. Made empty; the first tokens fix its batch size.
 
@@ -20,13 +27,18 @@ class BatchCache:
     Attributes:
         lengths: tokens of each row.
         buffers: named keys and values of all rows.
+
+    Raises:
+        TypeError, ValueError: a capacity that is no int, or below 0.
     """
 
     def __init__(self, capacity: int | None = None) -> None:
+        if capacity is not None:
+            _check_count("capacity", capacity)
         self.capacity = capacity
         self.lengths: list[int] = []
         self.buffers: dict[str, TokenBuffer] = {}
-        # the longest each row has been: what a ring forgot on the way there does not come back with a crop
+        # how far the rings were written for each row: what they forgot on the way no crop brings back
         self._longest: list[int] = []
 
     def new_buffers(self) -> dict[str, TokenBuffer]:
@@ -60,11 +72,11 @@ class BatchCache:
                     f"cache: expected {name} tokens {buffers[name].describe()}, "
                     f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
                 )
+        for name, tokens in new.items():
+            buffers[name].make_room(tokens, batch, self.room_needed(name, total))
         self.buffers = buffers
         if not self.lengths:
             self.lengths, self._longest = [0] * batch, [0] * batch
-        for name, tokens in new.items():
-            buffers[name].make_room(tokens, batch, self.room_needed(name, total))
 
     def room_needed(self, _name: str, tokens: int) -> int:
         """Slots of a buffer that rows of `tokens` tokens need."""
@@ -76,34 +88,41 @@ class BatchCache:
         No gradient flows through a cache.
         """
         starts = self.lengths[rows]
-        count = next(iter(new.values())).shape[1]
-        known = zip(self._longest[rows], starts, strict=True)
-        self._longest[rows] = [max(longest, start + count) for longest, start in known]
         for name, tokens in new.items():
+            if self.buffers[name].newest is not None:
+                known = zip(self._longest[rows], starts, strict=True)
+                self._longest[rows] = [max(longest, start + tokens.shape[1]) for longest, start in known]
             self.buffers[name].write(rows, starts, tokens)
 
     def pair(self, rows: slice, prefix: str = "") -> tuple[Tensor, Tensor]:
         """Keys and values [R, room, G, *] of `rows`, garbage behind their tokens."""
         return self.buffers[f"{prefix}key"].data[rows], self.buffers[f"{prefix}value"].data[rows]
 
-    def commit(self, rows: slice, count: int) -> None:
-        """`rows` are now `count` tokens longer. Until then, a call that failed has changed nothing."""
-        self.lengths[rows] = [length + count for length in self.lengths[rows]]
+    def commit(self, counts: Sequence[int]) -> None:
+        """Row b is now counts[b] tokens longer. Until then, a call that failed has changed nothing."""
+        self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
     def crop(self, lengths: int | Sequence[int]) -> None:
         """Forget the tokens from `lengths` on, of all rows or of none.
 
         Raises:
+            TypeError: a length that is no int.
             ValueError: longer than a row is, or further back than its buffers remember.
         """
+        self.lengths = self.check_crop(lengths)
+
+    def check_crop(self, lengths: int | Sequence[int]) -> list[int]:
+        """The length of each row after such a crop, or the error that it would raise."""
         wanted = [lengths] * len(self.lengths) if isinstance(lengths, int) else list(lengths)
         if len(wanted) != len(self.lengths):
             raise ValueError(f"lengths: expected one for each of {len(self.lengths)} rows, got {wanted}")
         for row, length in enumerate(wanted):
             self._check_crop(row, length)
-        self.lengths = wanted
+        return wanted
 
     def _check_crop(self, row: int, length: int) -> None:
+        if isinstance(length, bool) or not isinstance(length, int):
+            raise TypeError(f"length: expected an int, got {type(length).__name__} {length!r}")
         if not 0 <= length <= self.lengths[row]:
             raise ValueError(f"length: expected 0 .. {self.lengths[row]}, the cached tokens, got {length}")
 
@@ -150,8 +169,7 @@ class SparseCache(BatchCache):
         max_rollback: int = STEP,
     ) -> None:
         super().__init__(capacity)
-        if max_rollback < 0:
-            raise ValueError(f"max_rollback: expected at least 0, got {max_rollback}")
+        _check_count("max_rollback", max_rollback)
         self.config, self.shared, self.max_rollback = config, shared, max_rollback
 
     def new_buffers(self) -> dict[str, TokenBuffer]:
@@ -164,6 +182,20 @@ class SparseCache(BatchCache):
             if not self.shared:
                 buffers[f"window_{part}"] = TokenBuffer(newest=self.config.window - 1 + spare)
         return buffers
+
+    def reserve(self, new: dict[str, Tensor], counts: Sequence[int]) -> None:
+        """As BatchCache.reserve.
+
+        Raises:
+            ValueError: also where a call was interrupted while it wrote the rings.
+        """
+        if self._longest != self.lengths and len(counts) == len(self.lengths):
+            for row, length in enumerate(self.lengths):
+                if not self._remembers(row, length):
+                    raise ValueError(
+                        "cache: expected whole rings, got some that an interrupted call has written: reset it"
+                    )
+        super().reserve(new, counts)
 
     def room_needed(self, name: str, tokens: int) -> int:
         return max(1, self.config.num_compressed(tokens)) if name.startswith("compressed") else tokens
@@ -196,15 +228,18 @@ class SparseCache(BatchCache):
 
     def _check_crop(self, row: int, length: int) -> None:
         super()._check_crop(row, length)
+        if not self._remembers(row, length):
+            raise ValueError(
+                f"length: expected a crop of at most max_rollback={self.max_rollback} tokens, got {length} "
+                f"of {self.lengths[row]}; make the cache with a larger max_rollback"
+            )
+
+    def _remembers(self, row: int, length: int) -> bool:
+        """Whether the rings hold what a row of `length` tokens needs of them."""
         window = max(0, length - self.config.window + 1)
         tail = self.config.num_compressed(length) * self.config.compress_stride
-        for name, oldest in (("window_key", window), ("tail_key", tail)):
-            buffer = self.buffers.get(name)
-            if buffer is not None and oldest < self._longest[row] - buffer.room:
-                raise ValueError(
-                    f"length: expected a crop of at most max_rollback tokens, got {length} of "
-                    f"{self.lengths[row]}; make the cache with a larger max_rollback"
-                )
+        buffers = ((self.buffers.get("window_key"), window), (self.buffers.get("tail_key"), tail))
+        return all(buffer is None or oldest >= self._longest[row] - buffer.room for buffer, oldest in buffers)
 
 
 class DenseCache(BatchCache):

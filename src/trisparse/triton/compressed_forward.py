@@ -18,7 +18,7 @@ TILES: PinnedTiles = {
     "large": ((384, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
     "medium": ((384, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
     "small": (
-        (256, Tile(64, 32, 4, 2)),
+        (256, Tile(128, 32, 8, 2)),
         (384, Tile(32, 32, 4, 1)),
         (float("inf"), Tile(32, 32, 8, 1)),
     ),

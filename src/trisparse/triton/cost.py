@@ -15,6 +15,7 @@ from trisparse.triton.compressed_forward import TILES as COMPRESSED_TILES
 from trisparse.triton.launch import PinnedTiles, Tile, assume_memory, pinned
 from trisparse.triton.selected_backward import KEY_TILES as SELECTED_KEY_TILES
 from trisparse.triton.topn import TILES as TOPN_TILES
+from trisparse.triton.topn import phases_at_once
 from trisparse.triton.window_forward import TILES as WINDOW_TILES
 
 ELEMENT_BYTES = 2
@@ -272,7 +273,8 @@ def _score(shape: Shape, pairs: int) -> Cost:
     """Scores and top-n: a tile of tokens meets each tile of keys head by head, and reads its queries anew."""
     sizes = Bytes(shape)
     all_pairs = pairs * shape.batch * shape.heads
-    queries = all_pairs * shape.head_dim * ELEMENT_BYTES // hopper_tile(TOPN_TILES, shape.head_dim).keys
+    keys = hopper_tile(TOPN_TILES, shape.head_dim).keys * phases_at_once(shape.config)
+    queries = all_pairs * shape.head_dim * ELEMENT_BYTES // keys
     return Cost(
         kernel="topn",
         flops=all_pairs * 2 * shape.head_dim,

@@ -44,9 +44,9 @@ def decode_forward(
         for key, value in ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
     )
     room = key_slc.shape[1]
-    place = decode_place(query, key_cmp, value_slc, starts, room, config, scale)
-    attend_compressed_pieces(first, *compressed, place)
-    ids = choose_blocks(score_blocks(first, compressed[0], place), place)
+    place = decode_place(query, value_slc, starts, room, config, scale)
+    weights = attend_compressed_pieces(first, *compressed, place)
+    ids = choose_blocks(score_blocks(weights, compressed[0], place), place)
     # by position, slots never wrap: no position is past the last one
     ring = window_ring or key_win.shape[1]
     attend_token_pieces(query, selected, window, ring, ids, place)

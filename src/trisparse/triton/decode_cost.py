@@ -6,8 +6,8 @@ Counted as in `cost.py`, whose floors hold here too. What it costs to start a ke
 from dataclasses import replace
 
 from trisparse.triton.cost import ELEMENT_BYTES, FP32_BYTES, Bytes, Cost, Shape, hopper_tile, stream
-from trisparse.triton.decode_rows import Pieces, cut
-from trisparse.triton.decode_scores import TILES as SCORE_TILES
+from trisparse.triton.decode_compressed import TILES
+from trisparse.triton.decode_rows import cut
 
 
 def decode_costs(shape: Shape) -> list[Cost]:
@@ -20,11 +20,22 @@ def decode_costs(shape: Shape) -> list[Cost]:
     missing = blocks * config.select_block - shape.tokens
     raw = min(blocks, config.num_selected) * config.select_block - missing + min(config.window, shape.tokens)
     scores = shape.batch * shape.groups * blocks * FP32_BYTES
-    pieces = cut(config, 1, shape.tokens, compressed)
+    pieces = cut(config, 1, shape.tokens)
     token_pieces = pieces.selected + pieces.window
+    tile = min(hopper_tile(TILES, shape.head_dim, shape.value_dim).keys, pieces.blocks)
+    tiles = -(-blocks // tile)
+    weights = shape.batch * shape.heads * (blocks + tiles) * FP32_BYTES
     return [
-        _attend("decode_compressed", shape, compressed, both, pieces.compressed),
-        _score(shape, pieces, scores),
+        _attend(
+            "decode_compressed",
+            shape,
+            compressed,
+            both,
+            pieces.compressed,
+            weights,
+            _keys_before(shape, compressed),
+        ),
+        _score(shape, tiles, pieces.compressed, weights, scores),
         stream("decode_topn", scores + row.ids),
         _attend("decode_tokens", shape, raw, both, token_pieces, others=row.ids),
         stream("decode_join", pieces.all * _piece_bytes(row) + row.gates + row.out),
@@ -54,8 +65,21 @@ def _piece_bytes(row: Bytes) -> int:
     return row.out * FP32_BYTES // ELEMENT_BYTES + row.lse
 
 
-def _attend(kernel: str, shape: Shape, seen: int, flops: int, pieces: int, others: int = 0) -> Cost:
-    """Each key is read once for all heads of its group, the query once for each piece."""
+def _keys_before(shape: Shape, compressed: int) -> int:
+    """The keys in front of a selection block are met once more for it."""
+    config = shape.config
+    ratio = config.select_block // config.compress_stride
+    overlap = config.compress_block // config.compress_stride
+    return shape.batch * shape.groups * shape.head_dim * ELEMENT_BYTES * compressed * (overlap - 1) // ratio
+
+
+def _attend(
+    kernel: str, shape: Shape, seen: int, flops: int, pieces: int, others: int = 0, again: int = 0
+) -> Cost:
+    """Each key is read once for all heads of its group, the query once for each piece.
+
+    `others` are further bytes, `again` those of keys that are read twice.
+    """
     row, pairs = _one_token(shape), seen * shape.batch * shape.heads
     channels = shape.head_dim + shape.value_dim
     keys = seen * shape.batch * shape.groups * channels * ELEMENT_BYTES
@@ -65,25 +89,17 @@ def _attend(kernel: str, shape: Shape, seen: int, flops: int, pieces: int, other
         flops=pairs * flops,
         exponentials=pairs,
         hbm_bytes=moved + row.query,
-        l2_bytes=moved + pieces * row.query,
+        l2_bytes=moved + again + pieces * row.query,
     )
 
 
-def _score(shape: Shape, pieces: Pieces, scores: int) -> Cost:
-    """The keys in front of a selection block are met once more for it.
-
-    Keys count as read from HBM, though what the compressed branch has left of them in the L2 cache is not.
-    """
-    config, row, keys = shape.config, _one_token(shape), Bytes(shape).key_cmp
-    ratio = config.select_block // config.compress_stride
-    overlap = config.compress_block // config.compress_stride
-    programs = -(-config.num_select_blocks(shape.tokens) // hopper_tile(SCORE_TILES, shape.head_dim).keys)
-    pairs = config.num_compressed(shape.tokens) * shape.batch * shape.heads
-    inputs = row.query + pieces.compressed * row.lse
+def _score(shape: Shape, tiles: int, pieces: int, weights: int, scores: int) -> Cost:
+    """A pass over what each head has of each block; each tile joins the log-sum-exps of the pieces."""
+    joined = pieces * _one_token(shape).lse
     return Cost(
         kernel="decode_scores",
-        flops=pairs * 2 * shape.head_dim,
-        exponentials=pairs,
-        hbm_bytes=keys + inputs + scores,
-        l2_bytes=keys * (ratio + overlap - 1) // ratio + programs * inputs + scores,
+        flops=0,
+        exponentials=tiles * shape.batch * shape.heads,
+        hbm_bytes=weights + joined + scores,
+        l2_bytes=weights + tiles * joined + scores,
     )

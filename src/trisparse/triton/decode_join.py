@@ -67,7 +67,18 @@ def _join(
     return scale_parts(sums, inverse[:, None])
 
 
-@triton.jit(do_not_specialize=["num_batches", "num_rows", "room", "num_keys", "window", "num_heads"])
+@triton.jit(
+    do_not_specialize=[
+        "num_batches",
+        "num_rows",
+        "room",
+        "num_keys",
+        "window",
+        "num_heads",
+        "compressed_pieces",
+        "selected_pieces",
+    ]
+)
 def decode_join_kernel(
     outs,
     lse,

@@ -18,19 +18,15 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.config import SparseConfig
-from trisparse.triton.launch import LEAST_WIDTH, PinnedTiles, Tile, heads_per_tile
+from trisparse.triton.launch import LEAST_WIDTH, Tile, heads_per_tile
 
 # keys of a piece for one new token: short enough that one row of the batch keeps a GPU busy. More tokens make
 # more programs, and the longer their pieces are, the less has to be joined
 COMPRESSED_PIECE = 256
 TOKEN_PIECE = 128
 
-# most rows, keys of a step
-TILES: PinnedTiles = {
-    "large": ((640, Tile(64, 64, 4, 3)), (float("inf"), Tile(16, 32, 8, 1))),
-    "medium": ((640, Tile(64, 64, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
-    "small": ((512, Tile(64, 32, 4, 2)), (640, Tile(64, 32, 4, 1)), (float("inf"), Tile(16, 32, 8, 1))),
-}
+# the compressed branch goes by selection blocks, of which a product needs so many
+LEAST_BLOCKS = 16
 
 # position of a row that takes no part: far enough below 0 for all its tokens
 _NOWHERE = tl.constexpr(-(2**30))
@@ -53,10 +49,12 @@ class Pieces(NamedTuple):
     """How the keys of a row are cut. Pieces of the compressed branch come first, those of the window last.
 
     Attributes:
+        blocks: selection blocks of a compressed piece, a power of two.
         compressed_keys, token_keys: keys of a piece, of the compressed branch and of the other two.
         compressed, selected, window: how many pieces a row has at most.
     """
 
+    blocks: int
     compressed_keys: int
     token_keys: int
     compressed: int
@@ -69,17 +67,21 @@ class Pieces(NamedTuple):
         return self.compressed + self.selected + self.window
 
 
-def cut(config: SparseConfig, num_rows: int, room: int, num_keys: int) -> Pieces:
-    """The pieces of rows with `num_rows` new tokens in a room of `room` tokens and `num_keys` blocks."""
+def cut(config: SparseConfig, num_rows: int, room: int) -> Pieces:
+    """The pieces of rows with `num_rows` new tokens in a room of `room` tokens."""
     longer = triton.next_power_of_2(num_rows)
-    compressed_keys, token_keys = COMPRESSED_PIECE * longer, TOKEN_PIECE * longer
-    selected = min(config.num_selected, config.num_select_blocks(room)) * config.select_block
+    ratio = config.select_block // config.compress_stride
+    fitting = 2 ** (max(1, COMPRESSED_PIECE // ratio).bit_length() - 1)
+    blocks, token_keys = max(LEAST_BLOCKS, fitting) * longer, TOKEN_PIECE * longer
+    num_blocks = config.num_select_blocks(room)
+    selected = min(config.num_selected, num_blocks) * config.select_block
     return Pieces(
-        compressed_keys,
-        token_keys,
-        triton.cdiv(num_keys, compressed_keys),
-        triton.cdiv(selected, token_keys),
-        triton.cdiv(min(config.window, room), token_keys),
+        blocks=blocks,
+        compressed_keys=blocks * ratio,
+        token_keys=token_keys,
+        compressed=triton.cdiv(num_blocks, blocks),
+        selected=triton.cdiv(selected, token_keys),
+        window=triton.cdiv(min(config.window, room), token_keys),
     )
 
 
@@ -115,7 +117,6 @@ class DecodePlace:
 
 def decode_place(
     query: Tensor,
-    key_cmp: Tensor,
     value: Tensor,
     starts: Tensor,
     room: int,
@@ -123,7 +124,7 @@ def decode_place(
     scale: float,
 ) -> DecodePlace:
     """The place of a call, with memory for its pieces."""
-    pieces = cut(config, query.shape[1], room, key_cmp.shape[1])
+    pieces = cut(config, query.shape[1], room)
     lse = query.new_empty((pieces.all, *query.shape[:3]), dtype=torch.float32)
     outs = lse.new_empty((*lse.shape, value.shape[3]))
     return DecodePlace(
@@ -148,9 +149,34 @@ class Panel(NamedTuple):
         return {"HEADS": self.heads, "ROWS": self.rows, "CHUNKS": self.chunks}
 
 
-def panel(query: Tensor, key: Tensor, most_rows: int) -> Panel:
+def panel(num_rows: int, heads_per_group: int, most_rows: int) -> Panel:
     """All heads of a group and as many new tokens as `most_rows` hold, so that they share each key's load."""
-    num_rows, heads_per_group = query.shape[1], query.shape[2] // key.shape[2]
     heads = heads_per_tile(heads_per_group, most_rows)
     rows = max(LEAST_WIDTH, min(most_rows, triton.next_power_of_2(num_rows) * heads))
     return Panel(heads, rows, triton.cdiv(heads_per_group, heads), triton.cdiv(num_rows, rows // heads))
+
+
+class BlockWeights(NamedTuple):
+    """What the compressed branch leaves of eq. 9 for each head, not yet divided by its softmax's sum.
+
+    Attributes:
+        weights: fp32 [B, n, H, J], of block j relative to `references` at j // `blocks`.
+        references: fp32 [B, n, H, J / blocks], scores in base 2; -inf where all weights are 0.
+        blocks: selection blocks of a tile. Tiles that a row has not reached are not written.
+    """
+
+    weights: Tensor
+    references: Tensor
+    blocks: int
+
+
+def new_block_weights(place: DecodePlace, tile: Tile) -> BlockWeights:
+    """Memory for them, for `tile.keys` keys of a step of the compressed branch."""
+    blocks = min(tile.keys, place.pieces.blocks)
+    num_blocks = place.config.num_select_blocks(place.room)
+    heads = place.lse.shape[1:]
+    return BlockWeights(
+        place.lse.new_empty(*heads, num_blocks),
+        place.lse.new_empty(*heads, triton.cdiv(num_blocks, blocks)),
+        blocks,
+    )

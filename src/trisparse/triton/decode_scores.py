@@ -2,10 +2,8 @@
 # (a kernel's run-time arguments have no Python type)
 """Decoding, importance (eq. 8-10): each tile of selection blocks is scored by a program of its own.
 
-The M heads are summed after their softmax, so this follows the compressed branch, whose pieces give the
-log-sum-exp, and computes q . k again: cheaper than a score of every head and key in memory, and the keys were
-read a moment ago. As in `topn.py` the keys of a tile of blocks are met phase by phase; those in front of a
-block are met once more for it, as its neighbour may be another program's.
+The M heads are summed after their softmax, whose sum is known when all pieces of the compressed branch are
+done.
 """
 
 from collections.abc import Iterator
@@ -15,33 +13,23 @@ import triton.language as tl
 from torch import Tensor
 
 from trisparse.triton.band_forward import keys_complete
-from trisparse.triton.decode_rows import DecodePlace, blocks_until, panel, row_start
+from trisparse.triton.decode_compressed import TILES
+from trisparse.triton.decode_rows import (
+    BlockWeights,
+    DecodePlace,
+    blocks_until,
+    new_block_weights,
+    panel,
+    row_start,
+)
 from trisparse.triton.decode_shapes import decode_cases
-from trisparse.triton.launch import (
-    Launch,
-    PinnedTiles,
-    Tile,
-    fit_rows,
-    pinned,
-    split_dim,
-    stride_arguments,
-)
-from trisparse.triton.primitives import (
-    LOG2_E,
-    dot_transposed,
-    load_parts,
-    softmax_end,
-    softmax_step,
-)
-from trisparse.triton.tiles import load_view, program_digits, row_places, tile_rows
+from trisparse.triton.launch import Launch, Tile, pinned
+from trisparse.triton.primitives import LOG2_E, load_rows, softmax_end, softmax_step
+from trisparse.triton.tiles import program_digits, row_places, tile_rows
 from trisparse.triton.variants import KernelVariant
 
-# most rows x selection blocks
-TILES: PinnedTiles = {
-    "large": ((384, Tile(64, 32, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
-    "medium": ((384, Tile(64, 32, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
-    "small": ((384, Tile(64, 32, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
-}
+# most rows; the tile of blocks is the compressed branch's
+_TILE = Tile(rows=64, keys=0, num_warps=4, num_stages=1)
 
 # pieces whose log-sum-exp a step joins
 _TOGETHER = tl.constexpr(16)
@@ -63,81 +51,75 @@ def joined_lse(lse, places, pieces, piece_stride, ROWS: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["num_batches", "num_rows", "room", "num_keys", "num_blocks", "panels", "groups"]
+    do_not_specialize=[
+        "num_batches",
+        "num_rows",
+        "room",
+        "num_keys",
+        "num_blocks",
+        "num_tiles",
+        "panels",
+        "groups",
+    ]
 )
 def decode_scores_kernel(
-    query,
-    key,
-    starts,
+    block_weights,
+    references,
     lse,
+    starts,
     scores,
-    query_stride_b,
-    query_stride_t,
-    query_stride_h,
-    key_stride_b,
-    key_stride_t,
-    key_stride_h,
     num_batches,
     num_rows,
     room,
     num_keys,
     num_blocks,
+    num_tiles,
     panels,
     groups,
-    score_scale,
     HEADS_PER_GROUP: tl.constexpr,
     HEADS: tl.constexpr,
     CHUNKS: tl.constexpr,
     ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
+    BLOCKS: tl.constexpr,
     PIECE: tl.constexpr,
-    COMPRESS_BLOCK: tl.constexpr,
-    COMPRESS_STRIDE: tl.constexpr,
+    STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
     NUM_SELECTED: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    HEAD_FIRST: tl.constexpr,
-    HEAD_SECOND: tl.constexpr,
 ):
-    RATIO: tl.constexpr = SELECT_BLOCK // COMPRESS_STRIDE
-    OVERLAP: tl.constexpr = COMPRESS_BLOCK // COMPRESS_STRIDE
+    RATIO: tl.constexpr = SELECT_BLOCK // STRIDE
     TOKENS: tl.constexpr = ROWS // HEADS
-    HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     panel_number, group, batch, tile = program_digits(panels, groups, num_batches)
     first = panel_number.to(tl.int32) * TOKENS
-    first_block = tile.to(tl.int32) * KEYS
+    first_block = tile.to(tl.int32) * BLOCKS
 
     start = row_start(starts, batch, num_rows, room)
-    last = start + tl.minimum(first + TOKENS, num_rows) - 1
-    candidates = blocks_until(last, SELECT_BLOCK)
+    candidates = blocks_until(start + tl.minimum(first + TOKENS, num_rows) - 1, SELECT_BLOCK)
     # where every candidate has a slot nothing is to be scored
     if (candidates <= NUM_SELECTED) | (first_block >= candidates):
         return
 
     tokens = first + tl.arange(0, ROWS) // HEADS
-    query_view = query, query_stride_b, query_stride_t, query_stride_h
-    key += batch * key_stride_b + group * key_stride_h
-    # keys that each row, and that some row sees
-    row_seen = tl.minimum(keys_complete(start + tokens, COMPRESS_STRIDE, COMPRESS_BLOCK), num_keys)
-    seen = tl.minimum(keys_complete(last, COMPRESS_STRIDE, COMPRESS_BLOCK), num_keys)
+    seen = tl.minimum(keys_complete(start + tokens, STRIDE, OVERLAP * STRIDE), num_keys)
+    # of a row that sees no key of the tile, nor one in front of it, nothing need have been written
+    reached = seen > tl.maximum(first_block * RATIO - (OVERLAP - 1), 0)
     piece_stride = (num_batches * num_rows).to(tl.int64) * groups * HEADS_PER_GROUP
-    block = first_block + tl.arange(0, KEYS)
-    score = tl.zeros([TOKENS, KEYS], tl.float32)
+    block = first_block + tl.arange(0, BLOCKS)
+    score = tl.zeros([TOKENS, BLOCKS], tl.float32)
     for chunk in range(CHUNKS):
         rows = tile_rows(batch, first, num_rows, chunk, group, HEADS_PER_GROUP, HEADS, ROWS)
-        queries = load_view(query_view, rows, HEAD_DIMS)
+        written = reached & rows[3]
         places = row_places(rows, num_rows, groups * HEADS_PER_GROUP)
-        reach = tl.where(rows[3], row_seen, 0)
-        row_lse = joined_lse(lse, places, tl.cdiv(reach, PIECE), piece_stride, ROWS)
-        for phase in range(1 - OVERLAP, RATIO):
-            index = block * RATIO + phase
-            exists = (index >= 0) & (index < seen)
-            key_parts = load_parts(key, index.to(tl.int64) * key_stride_t, exists, HEAD_DIMS)
-            weights = tl.exp2(dot_transposed(queries, key_parts) * score_scale - row_lse[:, None])
-            visible = exists[None, :] & (index[None, :] < reach[:, None])
-            weights = tl.where(visible, weights, 0.0)
-            shared = tl.minimum(tl.minimum(phase + OVERLAP, OVERLAP), RATIO - phase)
-            score += tl.sum(tl.reshape(weights, [TOKENS, HEADS, KEYS]), axis=1) * shared
+        row_lse = joined_lse(
+            lse, places, tl.cdiv(tl.where(written, seen, 0), PIECE * RATIO), piece_stride, ROWS
+        )
+        reference = load_rows(references, places * num_tiles + tile, written, float("-inf"))
+        exists = written[:, None] & (block < num_blocks)[None, :]
+        weights = tl.load(
+            block_weights + places[:, None] * num_blocks + block[None, :], mask=exists, other=0.0
+        )
+        weights *= tl.exp2(reference - row_lse)[:, None]
+        score += tl.sum(tl.reshape(weights, [TOKENS, HEADS, BLOCKS]), axis=1)
     token = first + tl.arange(0, TOKENS)
     # scores are ours and contiguous: [B, n, G, J]
     token_rows = (batch * num_rows + token) * groups + group
@@ -148,61 +130,58 @@ def decode_scores_kernel(
     )
 
 
-def scores_launch(query: Tensor, key: Tensor, scores: Tensor, place: DecodePlace, tile: Tile) -> Launch:
+def scores_launch(weights: BlockWeights, key: Tensor, scores: Tensor, place: DecodePlace) -> Launch:
     """Fills contiguous `scores` [B, n, G, J] as far as a token has more candidates than slots."""
-    config, rows, groups = place.config, panel(query, key, tile.rows), key.shape[2]
-    head_first, head_second = split_dim(query.shape[3])
-    across = rows.panels * groups * query.shape[0]
-    constants = {
-        "HEADS_PER_GROUP": query.shape[2] // groups,
-        "KEYS": tile.keys,
-        "PIECE": place.pieces.compressed_keys,
-        "COMPRESS_BLOCK": config.compress_block,
-        "COMPRESS_STRIDE": config.compress_stride,
-        "SELECT_BLOCK": config.select_block,
-        "NUM_SELECTED": config.num_selected,
-        "HEAD_DIM": query.shape[3],
-        "HEAD_FIRST": head_first,
-        "HEAD_SECOND": head_second,
-    }
+    config, (batch, new_tokens, groups, num_blocks) = place.config, scores.shape
+    heads_per_group = weights.weights.shape[2] // groups
+    rows = panel(new_tokens, heads_per_group, _TILE.rows)
+    num_tiles = weights.references.shape[3]
     return Launch(
         kernel=decode_scores_kernel,
-        programs=triton.cdiv(scores.shape[3], tile.keys) * across,
+        programs=num_tiles * rows.panels * groups * batch,
         arguments={
-            "query": query,
-            "key": key,
+            "block_weights": weights.weights,
+            "references": weights.references,
             "lse": place.lse,
             "scores": scores,
             **place.arguments,
-            **stride_arguments(query=query, key=key),
             "num_keys": key.shape[1],
-            "num_blocks": scores.shape[3],
+            "num_blocks": num_blocks,
+            "num_tiles": num_tiles,
             "panels": rows.panels,
             "groups": groups,
-            "score_scale": place.scale * LOG2_E.value,
         },
-        constants=constants | rows.constants,
-        tile=fit_rows(tile, rows.rows, query),
+        constants={
+            "HEADS_PER_GROUP": heads_per_group,
+            "BLOCKS": weights.blocks,
+            "PIECE": place.pieces.blocks,
+            "STRIDE": config.compress_stride,
+            "OVERLAP": config.compress_block // config.compress_stride,
+            "SELECT_BLOCK": config.select_block,
+            "NUM_SELECTED": config.num_selected,
+            **rows.constants,
+        },
+        tile=_TILE._replace(rows=rows.rows, keys=weights.blocks),
     )
 
 
-def score_blocks(query: Tensor, key: Tensor, place: DecodePlace) -> Tensor:
-    """Eq. 8-10: query [B, n, H, D], compressed key [B, Rc, G, D], the compressed pieces of `place`.
+def score_blocks(weights: BlockWeights, key: Tensor, place: DecodePlace) -> Tensor:
+    """Eq. 8-10 from what compressed key [B, Rc, G, D] has left in `weights` and in the pieces of `place`.
 
     Returns:
         scores fp32 [B, n, G, J] of the J blocks of the room. They mean nothing behind a token's own block, or
         where a token has no more candidates than slots.
     """
-    num_blocks = place.config.num_select_blocks(place.room)
-    scores = place.lse.new_empty(*query.shape[:2], key.shape[2], num_blocks)
-    scores_launch(query, key, scores, place, pinned(TILES, key)).run()
+    batch, new_tokens, _, num_blocks = weights.weights.shape
+    scores = place.lse.new_empty(batch, new_tokens, key.shape[2], num_blocks)
+    scores_launch(weights, key, scores, place).run()
     return scores
 
 
 def variants() -> Iterator[KernelVariant]:
-    """What the compile gate compiles."""
+    """What the compile gate compiles: no dim is in it."""
     for case in decode_cases():
-        blocks = case.place.config.num_select_blocks(case.place.room)
-        scores = case.place.lse.new_empty(*case.ids.shape[:3], blocks)
-        launch = scores_launch(case.query, case.key_cmp, scores, case.place, pinned(TILES, case.key_cmp))
+        weights = new_block_weights(case.place, pinned(TILES, case.key_cmp, case.value_cmp))
+        scores = case.place.lse.new_empty(*case.ids.shape[:3], weights.weights.shape[3])
+        launch = scores_launch(weights, case.key_cmp, scores, case.place)
         yield launch.variant(f"decode_scores[{case.label}]", hot=case.hot)

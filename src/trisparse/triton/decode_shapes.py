@@ -45,6 +45,6 @@ def decode_cases() -> Iterator[DecodeCase]:
             ids = starts.new_empty(_BATCH, new_tokens, key.shape[2], config.num_selected)
             scale = shape.head_dim**-0.5
             with assume_memory(shape.memory):
-                place = decode_place(query, key_cmp, value, starts, TOKENS, config, scale)
+                place = decode_place(query, value, starts, TOKENS, config, scale)
                 label = f"{shape.label},n{new_tokens}"
                 yield DecodeCase(label, shape.hot, query, key_cmp, value_cmp, key, value, ids, place)

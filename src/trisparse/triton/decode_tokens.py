@@ -12,16 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from trisparse.triton.decode_rows import (
-    TILES,
-    DecodePlace,
-    blocks_until,
-    row_start,
-)
+from trisparse.triton.decode_rows import DecodePlace, blocks_until, row_start
 from trisparse.triton.decode_shapes import decode_cases
 from trisparse.triton.launch import (
     LEAST_WIDTH,
     Launch,
+    PinnedTiles,
     Tile,
     dim_constants,
     fit_rows,
@@ -34,6 +30,13 @@ from trisparse.triton.tiles import load_view, pair_of, program_digits, row_place
 from trisparse.triton.variants import KernelVariant
 
 Pair = tuple[Tensor, Tensor]
+
+# most rows, keys of a step
+TILES: PinnedTiles = {
+    "large": ((640, Tile(64, 64, 4, 3)), (float("inf"), Tile(16, 32, 8, 1))),
+    "medium": ((640, Tile(64, 64, 4, 2)), (float("inf"), Tile(16, 32, 8, 1))),
+    "small": ((512, Tile(64, 32, 4, 2)), (640, Tile(64, 32, 4, 1)), (float("inf"), Tile(16, 32, 8, 1))),
+}
 
 
 @triton.jit

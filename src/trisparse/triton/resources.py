@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import triton
 from triton.backends.compiler import GPUTarget
@@ -34,10 +34,15 @@ from trisparse.triton.variants import (
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 _TOOL_SECONDS = 120.0
 
-_SASS = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)")
+_SASS = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Zx0-9_.]*)([^;]*);")
 _GCN = re.compile(r"^\s+([a-z]\w+)", re.MULTILINE)
 _TENSOR_CORE = re.compile(r"^([HIQO]G?MMA|UTC\w*MMA|v_mfma\w*)")
 _DOT = re.compile(r"\btt\.dot .*: tensor<[\dx]+x(\w+)>")
+# the same after optimisation, where loops that never run are gone; a product's operands follow
+_PLACED_DOT = re.compile(r"(?:tt\.dot|warp_group_dot) .*? : (.*)")
+_OPERAND = re.compile(r"<(\d+)x(\d+)x(?:bf16|f16)")
+# rows, columns and depth of what a warp, or four of them (HGMMA), multiply at once
+_HMMA, _HGMMA = re.compile(r"^HMMA\.(16)(8)(16|8)\."), re.compile(r"^HGMMA\.(\d+)x(\d+)x(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,18 +75,23 @@ class Resources:
     Attributes:
         registers: of one thread.
         spilled_bytes: of one thread's memory that holds what found no register.
+        loop_spills: instructions that reach for it in the innermost loops with tensor-core instructions.
         shared_bytes: of one program.
         tensor_core: how often each tensor-core instruction occurs, by its family, for example {"HGMMA": 16}.
         loads: how often a load from global memory of that many bytes by one thread occurs.
+        repeated: products that tensor cores make for each one that is asked for; more than 1 where warps
+            compute the same. 0 where that is not known.
         half_dots: `tl.dot` of bf16 or fp16 operands in the source, which only tensor cores do fast.
         reduced_dots: `tl.dot` of fp32 operands that may be rounded to a shorter format.
     """
 
     registers: int
     spilled_bytes: int
+    loop_spills: int
     shared_bytes: int
     tensor_core: dict[str, int]
     loads: dict[int, int]
+    repeated: float
     half_dots: int
     reduced_dots: int
 
@@ -165,16 +175,22 @@ def inspect(variant: KernelVariant, target: Target) -> Resources:
         triton.CompilationError: the kernel does not compile.
     """
     compiled = _compile(variant, target)
-    read = _read_nvidia if target.backend == "cuda" else _read_amd
-    registers, spilled, opcodes = read(compiled.asm)
+    if target.backend == "cuda":
+        registers, spilled, sass = _read_nvidia(compiled.asm)
+        opcodes, loop_spills = Counter(each.opcode for each in sass), _loop_spills(sass)
+    else:
+        registers, spilled, opcodes = _read_amd(compiled.asm)
+        loop_spills = 0
     dots = _DOT.finditer(compiled.asm["ttir"])
     kinds = Counter((dot[1], "inputPrecision" in dot[0]) for dot in dots)
     return Resources(
         registers=registers,
         spilled_bytes=spilled,
+        loop_spills=loop_spills,
         shared_bytes=compiled.metadata.shared,
         tensor_core=_tensor_core(opcodes),
         loads=_load_widths(opcodes),
+        repeated=round(_multiplications(opcodes, variant.num_warps) / max(1, _asked(compiled.asm)), 2),
         half_dots=sum(count for (kind, _), count in kinds.items() if kind in ("bf16", "f16")),
         reduced_dots=kinds["f32", True],
     )
@@ -199,7 +215,15 @@ def _compile(variant: KernelVariant, target: Target) -> Any:
     )
 
 
-def _read_nvidia(asm: Any) -> tuple[int, int, Counter[str]]:
+class Instruction(NamedTuple):
+    """One of a cubin; `target` is where a branch goes, else -1."""
+
+    address: int
+    opcode: str
+    target: int
+
+
+def _read_nvidia(asm: Any) -> tuple[int, int, list[Instruction]]:
     """Registers, bytes of stack and instructions of a cubin."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(asm["cubin"])
@@ -209,7 +233,43 @@ def _read_nvidia(asm: Any) -> tuple[int, int, Counter[str]]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     if not found:
         raise RuntimeError(f"cuobjdump: expected REG and STACK, got {usage!r}")
-    return int(found[1]), int(found[2]), Counter(_SASS.findall(sass))
+    instructions = []
+    for address, opcode, rest in _SASS.findall(sass):
+        target = re.search(r"0x([0-9a-f]+)", rest) if opcode.startswith("BRA") else None
+        instructions.append(Instruction(int(address, 16), opcode, int(target[1], 16) if target else -1))
+    return int(found[1]), int(found[2]), instructions
+
+
+def _loop_spills(instructions: list[Instruction]) -> int:
+    """Loads and stores of spilled registers in the innermost loops that multiply on tensor cores."""
+
+    def inside(kinds: tuple[str, ...], loop: tuple[int, int]) -> int:
+        return sum(loop[0] <= x.address <= loop[1] and x.opcode.startswith(kinds) for x in instructions)
+
+    loops = [(x.target, x.address) for x in instructions if 0 <= x.target < x.address]
+    hot = [loop for loop in loops if inside(("HMMA", "HGMMA", "UTC"), loop)]
+    inner = [x for x in hot if not any(y != x and x[0] <= y[0] and y[1] <= x[1] for y in hot)]
+    return sum(inside(("LDL", "STL"), loop) for loop in inner)
+
+
+def _multiplications(opcodes: Counter[str], num_warps: int) -> int:
+    """Multiplications of half-precision numbers that the tensor cores of one program make, loops once."""
+    total = 0
+    for opcode, count in opcodes.items():
+        for pattern, warps in ((_HMMA, 1), (_HGMMA, 4)):
+            if found := pattern.match(opcode):
+                total += count * int(found[1]) * int(found[2]) * int(found[3]) * num_warps // warps
+    return total
+
+
+def _asked(asm: Any) -> int:
+    """The same as the products in the source need them."""
+    total = 0
+    for operands in _PLACED_DOT.findall(asm["ttgir"]):
+        if len(sizes := _OPERAND.findall(operands)) >= 2:
+            (rows, depth), (_, columns) = sizes[:2]
+            total += int(rows) * int(depth) * int(columns)
+    return total
 
 
 def _read_amd(asm: Any) -> tuple[int, int, Counter[str]]:

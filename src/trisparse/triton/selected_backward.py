@@ -22,11 +22,16 @@ QUERY_TILES: PinnedTiles = {
     "medium": ((512, Tile(64, 32, 8, 2)), (640, Tile(64, 64, 8, 2)), (float("inf"), Tile(16, 32, 8, 1))),
     "small": ((512, Tile(64, 32, 4, 1)), (640, Tile(32, 32, 4, 1)), (float("inf"), Tile(16, 32, 8, 1))),
 }
-# (row, head) entries of a step and tokens of a block
+# (row, head) entries of a step and tokens of a block; 16 tokens for each warp, see `band_key_gradient.py`
 KEY_TILES: PinnedTiles = {
-    "large": ((640, Tile(32, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
-    "medium": ((512, Tile(32, 64, 8, 2)), (640, Tile(32, 32, 4, 2)), (float("inf"), Tile(32, 32, 8, 1))),
-    "small": ((512, Tile(32, 64, 8, 1)), (640, Tile(32, 32, 4, 1)), (float("inf"), Tile(32, 32, 8, 1))),
+    "large": (
+        (256, Tile(64, 64, 4, 2)),
+        (512, Tile(32, 64, 4, 2)),
+        (640, Tile(16, 64, 4, 2)),
+        (float("inf"), Tile(32, 32, 8, 1)),
+    ),
+    "medium": ((512, Tile(32, 64, 4, 2)), (640, Tile(16, 64, 4, 2)), (float("inf"), Tile(32, 32, 8, 1))),
+    "small": ((512, Tile(32, 64, 4, 2)), (640, Tile(16, 64, 4, 2)), (float("inf"), Tile(32, 32, 8, 1))),
 }
 
 

@@ -103,7 +103,9 @@ def _masked_entries(rows, size, last_row, HEADS: tl.constexpr, ROWS: tl.constexp
     return tl.minimum(tl.cdiv(inside * HEADS, ROWS), tl.cdiv(size * HEADS, ROWS)) * ROWS
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots", "query_start"])
+@triton.jit(
+    do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots", "most_pieces", "query_start"]
+)
 def selected_key_kernel(
     query,
     key,

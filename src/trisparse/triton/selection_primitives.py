@@ -107,7 +107,7 @@ def token_tile(query: Tensor, key: Tensor, ids: Tensor, tile: Tile) -> tuple[Tok
     return TokenTile(tokens, heads, rows, chunks), fit_rows(tile, rows, query)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_tiles", "groups"])
 def union_kernel(
     ids,
     table,

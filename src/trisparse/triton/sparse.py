@@ -69,8 +69,9 @@ def _as_window(place: Place, num_tokens: int) -> Place | None:
     """The selected branch as a window, where every row selects all blocks there are before it; else None.
 
     In sequences that short a list of blocks per row only gets in the way: neighbouring rows share all keys.
+    Packed ones keep their lists, for a document's bits must not depend on how long its neighbours are.
     """
-    if place.config.num_select_blocks(num_tokens) > place.config.num_selected:
+    if place.packed is not None or place.config.num_select_blocks(num_tokens) > place.config.num_selected:
         return None
     return replace(place, config=replace(place.config, window=max(1, num_tokens)))
 

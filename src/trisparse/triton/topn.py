@@ -3,10 +3,11 @@
 """Scores and top-n in one kernel (eq. 8-12): probabilities become block ids without touching memory.
 
 A program owns a few query tokens of one KV group and walks over selection blocks, a tile of them at a time.
-The compressed keys of a tile are met phase by phase: phase p has key (l'/d) * j + p of every block j of the
-tile, so that pooling is an elementwise sum. The blocks of a tile are not neighbours: they lie as far apart as
-there are tiles. The next tile then holds the next block in every column, and what a key owes to it by overlap
-is carried over elementwise. Only for the first tile are the keys in front of its blocks met once more.
+The compressed keys (l'/d) * j + p of every block j of the tile are met side by side, up to four phases p at
+once: each head's queries are read once for all of them, and pooling is a sum over nearby columns. The blocks
+of a tile are not neighbours: they lie as far apart as there are tiles. The next tile then holds the next block
+in every column, and what a key owes to it by overlap is carried over elementwise. Only for the first tile are
+the keys in front of its blocks met once more.
 
 The best blocks of a row are kept as 64-bit keys (`ranking.py`).
 """
@@ -30,7 +31,7 @@ from trisparse.triton.launch import (
     split_dim,
     stride_arguments,
 )
-from trisparse.triton.primitives import LOG2_E, dot_transposed, load_lse, load_parts
+from trisparse.triton.primitives import LOG2_E, load_lse, load_parts
 from trisparse.triton.ranking import NO_BLOCK, empty_slots, keep_best, kept_blocks, sortable
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.tiles import row_tile
@@ -40,12 +41,22 @@ from trisparse.triton.variants import KernelVariant
 # each looking below the least key of the one before, which is exact and needs no more memory
 MOST_SLOTS = 64
 
+# tiles of the keys of four phases fit into shared memory
+_MOST_PHASES = 4
+
 # query tokens x selection blocks by the bytes of a key, chosen by what compiles without spilling
 TILES: PinnedTiles = {
-    "large": ((256, Tile(64, 64, 8, 2)), (384, Tile(64, 32, 8, 2)), (float("inf"), Tile(32, 32, 8, 2))),
-    "medium": ((384, Tile(64, 32, 8, 2)), (float("inf"), Tile(32, 32, 8, 2))),
-    "small": ((256, Tile(64, 32, 8, 2)), (384, Tile(32, 32, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
+    "large": ((384, Tile(64, 32, 8, 2)), (float("inf"), Tile(32, 8, 8, 2))),
+    "medium": ((256, Tile(64, 32, 8, 2)), (384, Tile(32, 32, 8, 2)), (float("inf"), Tile(32, 8, 8, 2))),
+    "small": ((256, Tile(64, 32, 8, 1)), (384, Tile(32, 32, 8, 2)), (float("inf"), Tile(32, 8, 8, 1))),
 }
+
+
+def phases_at_once(config: SparseConfig) -> int:
+    """Keys of a block that are met at once: the greatest power of two that divides them, so that no column of
+    a tile goes to waste."""
+    ratio = config.select_block // config.compress_stride
+    return min(_MOST_PHASES, ratio & -ratio)
 
 
 @triton.jit
@@ -59,16 +70,22 @@ def _head_sum(
     score_scale,
     query_stride_h,
     ROWS: tl.constexpr,
-    KEYS: tl.constexpr,
+    WIDTH: tl.constexpr,
     HEADS: tl.constexpr,
     HEAD_DIMS: tl.constexpr,
 ):
-    """Sum over the heads of p(row, key), fp32 [ROWS, KEYS]; where a row does not see a key it is anything."""
-    total = tl.zeros([ROWS, KEYS], tl.float32)
+    """Sum over the heads of p(row, key), fp32 [ROWS, WIDTH]; anything where a row does not see a key."""
+    total = tl.zeros([ROWS, WIDTH], tl.float32)
     for head in range(HEADS):
         parts = load_parts(query, query_offsets, in_tile, HEAD_DIMS)
         row_lse = load_lse(lse + head, lse_offsets, in_tile)
-        total += tl.exp2(dot_transposed(parts, key_parts) * score_scale - row_lse[:, None])
+        exponents = tl.dot(parts[0], tl.trans(key_parts[0]), input_precision="ieee") * score_scale
+        if len(parts) > 1:
+            # two products and a sum: as one product that goes on from the other's sums, as `dot_transposed`
+            # has them, the compiler would make the first one twice and take it through shared memory
+            second = tl.dot(parts[1], tl.trans(key_parts[1]), input_precision="ieee")
+            exponents += second * score_scale
+        total += tl.exp2(exponents - row_lse[:, None])
         query += query_stride_h
     return total
 
@@ -108,10 +125,12 @@ def topn_kernel(
     SLOTS: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    PHASES: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_FIRST: tl.constexpr,
     HEAD_SECOND: tl.constexpr,
 ):
+    WIDTH: tl.constexpr = KEYS * PHASES
     RATIO: tl.constexpr = SELECT_BLOCK // COMPRESS_STRIDE
     OVERLAP: tl.constexpr = COMPRESS_BLOCK // COMPRESS_STRIDE
     BEFORE: tl.constexpr = 0 if OVERLAP == 1 else -1
@@ -140,12 +159,17 @@ def topn_kernel(
     lse_offsets = flat_row * HEADS
     owed = tl.zeros([ROWS, KEYS], tl.float32)
     num_steps = tl.cdiv(scored, KEYS)
-    for step in range(BEFORE, num_steps):
+    column = tl.arange(0, WIDTH)
+    for step in range(tl.where(scored > 0, BEFORE, 0), num_steps):
         block = tl.arange(0, KEYS) * num_steps + step
         score = owed
         owed = tl.zeros([ROWS, KEYS], tl.float32)
-        for phase in range(tl.where(step < 0, RATIO - OVERLAP + 1, 0), RATIO):
-            index = block * RATIO + phase
+        # in front of the first tile, only the last keys of a block owe anything
+        for first_phase in range(
+            tl.where(step < 0, (RATIO - OVERLAP + 1) // PHASES * PHASES, 0), RATIO, PHASES
+        ):
+            phase = first_phase + column % PHASES
+            index = (column // PHASES * num_steps + step) * RATIO + phase
             offsets = index.to(tl.int64) * key_stride_t
             is_seen = (index >= 0) & (index < seen)
             parts = load_parts(key_head, offsets, is_seen, HEAD_DIMS)
@@ -159,16 +183,14 @@ def topn_kernel(
                 score_scale,
                 query_stride_h,
                 ROWS,
-                KEYS,
+                WIDTH,
                 HEADS,
                 HEAD_DIMS,
             )
-            total = tl.where(index[None, :] < row_seen, total, 0.0)
-            weight = tl.minimum(RATIO - phase, OVERLAP)
-            score += total * weight
-            owed += total * (OVERLAP - weight)
-        # in front of the first block there is none that could owe it anything
-        owed = tl.where(block[None, :] < 0, 0.0, owed)
+            total = tl.where((index >= 0)[None, :] & (index[None, :] < row_seen), total, 0.0)
+            weight = tl.minimum(RATIO - phase, OVERLAP)[None, :]
+            score += tl.sum(tl.reshape(total * weight, [ROWS, KEYS, PHASES]), axis=2)
+            owed += tl.sum(tl.reshape(total * (OVERLAP - weight), [ROWS, KEYS, PHASES]), axis=2)
         keys = sortable(score, block[None, :], own, NUM_INITIAL, NUM_LOCAL)
         keys = tl.where((block[None, :] <= own) & (step >= 0), keys, -1)
         if BOUNDED:
@@ -238,6 +260,7 @@ def topn_launch(
         "SLOTS": max(2, triton.next_power_of_2(num_slots)),
         "ROWS": tile.rows,
         "KEYS": tile.keys,
+        "PHASES": phases_at_once(config),
         "HEAD_DIM": head_dim,
         "HEAD_FIRST": split_dim(head_dim)[0],
         "HEAD_SECOND": split_dim(head_dim)[1],

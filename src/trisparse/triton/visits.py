@@ -30,7 +30,8 @@ def visit_tile(
     sight is (token within the tile, position, how many tokens any row can see); the visits are those of
     `visit_list`.
     """
-    chunk, group, tile, batch = program_digits(TILE[2], groups, num_tiles)
+    # tiles of one group after the other: its blocks find room in the second-level cache, those of all do not
+    chunk, tile, group, batch = program_digits(TILE[2], num_tiles, groups)
     first, stop, token_first, _, _, row_stop = tile_place(table, tile, TILE[3], num_rows, num_rows, PACKED)
     tile_stop = tl.minimum(first + TILE[3], stop)
     rows = tile_rows(batch, first, tile_stop, chunk, group, TILE[0], TILE[1], TILE[4])

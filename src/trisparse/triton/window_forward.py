@@ -17,7 +17,7 @@ TILES: PinnedTiles = {
     "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
     "medium": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
     "small": (
-        (512, Tile(64, 32, 4, 2)),
+        (512, Tile(128, 32, 8, 2)),
         (640, Tile(32, 32, 4, 1)),
         (float("inf"), Tile(32, 32, 8, 1)),
     ),

@@ -201,11 +201,19 @@ class KeyGradWorker {
     }
   }
 
+  // Is the log-sum-exp of some row of the batch from `first` on coarse, of those of one block?
+  bool is_coarse(int first) const {
+    const float* begin = batch_.log_sum_exp + first;
+    const auto one = [](float log_sum_exp) { return Exponent<Engine>::is_coarse(log_sum_exp); };
+    return Engine::kRounds && std::any_of(begin, begin + kBlockRows, one);
+  }
+
   // Probabilities times gate, and gradients of scores, of 64 keys for one block of rows
   void weigh(const Span& span, int block) {
     constexpr bool precise = !Engine::kRounds;
     const Exponent<Engine> exponent(shape_);
     const int first = block * kBlockRows;
+    const bool coarse = is_coarse(first);
     for (int column = 0; column < kTileKeys; ++column) {
       const Ints key = splat(int32_t(span.first + span.key[column]));
       Floats weights[kRowVectors], gradients[kRowVectors];
@@ -213,8 +221,10 @@ class KeyGradWorker {
         const int row = first + v * kLanes;
         const Ints visible =
             (load_as<Ints>(batch_.low + row) <= key) & (key < load_as<Ints>(batch_.high + row));
-        const Floats x =
-            exponent(load(scores_.get() + column * kBlockRows + v * kLanes), load(batch_.log_sum_exp + row));
+        const Floats dots = load(scores_.get() + column * kBlockRows + v * kLanes);
+        const Floats log_sum_exp = load(batch_.log_sum_exp + row);
+        Floats x = exponent(dots, log_sum_exp);
+        if (__builtin_expect(coarse, 0)) x = exponent.of_probability(dots, log_sum_exp);
         const Floats p = exp2<precise>(x), gate = load(batch_.gate + row);
         const Floats product = load(products_.get() + column * kBlockRows + v * kLanes);
         // selecting, not multiplying by 0: hidden scores and products may be infinite or NaN

@@ -36,6 +36,9 @@ inline void score_gradients(const float* scores, const float* products, const Ti
     const int64_t low = masked ? facts.low[row] : 0, high = masked ? facts.high[row] : 0;
     exponents<Engine, masked>(scores + i * kTileKeys, exponent, facts.log_sum_exp[row], columns, low, high,
                               x);
+    if (__builtin_expect(Exponent<Engine>::is_coarse(facts.log_sum_exp[row]), 0)) {
+      for (int v = 0; v < kTileVectors; ++v) x[v] = Exponent<Engine>::not_above_zero(x[v]);
+    }
     const Floats gate = splat(facts.gate[row]), delta = splat(facts.delta[row]);
     for (int v = 0; v < kTileVectors; ++v) {
       const Floats product = load(products + i * kTileKeys + v * kLanes);

@@ -68,8 +68,7 @@ class AmxEngine {
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {
     for (int column = 0; column < columns; column += kPanel) {
       for (int k = 0; k < depth; k += 2 * kSquare) {
-        transpose_square(reinterpret_cast<const uint32_t*>(from + column * stride + k), stride / 2,
-                         reinterpret_cast<uint32_t*>(to + column * depth + k * kPanel), kPanel);
+        transpose_square(from + column * stride + k, stride / 2, to + column * depth + k * kPanel, kPanel);
       }
     }
   }

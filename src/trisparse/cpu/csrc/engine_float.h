@@ -36,8 +36,7 @@ class FloatEngine {
   static void pack_columns(const Element* from, ptrdiff_t stride, int columns, int depth, Element* to) {
     for (int column = 0; column < columns; column += kPanel) {
       for (int k = 0; k < depth; k += kSquare) {
-        transpose_square(reinterpret_cast<const uint32_t*>(from + column * stride + k), stride,
-                         reinterpret_cast<uint32_t*>(to + column * depth + k * kPanel), kPanel);
+        transpose_square(from + column * stride + k, stride, to + column * depth + k * kPanel, kPanel);
       }
     }
   }

@@ -50,7 +50,7 @@ struct Problem {
   int32_t invariant;        // 1: a row's bits may not depend on how many rows came with it
 };
 
-enum Status : int32_t { kOk = 0, kOutOfMemory = 1, kInvalid = 2 };
+enum Status : int32_t { kOk = 0, kOutOfMemory = 1, kInvalid = 2, kFailed = 3 };
 
 // torch's thread pool, through its stable C interface
 using RangeFunction = void (*)(int64_t begin, int64_t end, void* context);

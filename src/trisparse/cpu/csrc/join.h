@@ -86,8 +86,7 @@ class Join {
         for (int column = panel; column < panel + kPanel; column += kLanes)
           store(by_block + index * kPanel + column - panel, weighted(pieces, piece, block + index, column));
       }
-      transpose_square(reinterpret_cast<const uint32_t*>(by_block), kPanel,
-                       reinterpret_cast<uint32_t*>(by_row), kSquare);
+      transpose_square(by_block, kPanel, by_row, kSquare);
       const int end = std::min(panel + kPanel, first + heads);
       for (int column = std::max(panel, first); column < end; ++column) {
         const float* row = by_row + (column - panel) * kSquare;

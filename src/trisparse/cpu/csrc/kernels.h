@@ -1,9 +1,8 @@
 // The passes of one instruction set. Each is compiled from a source file of its own, once for every set: with
 // the set's flags, its name as TRISPARSE_SET and the header of its engine as TRISPARSE_ENGINE.
 #pragma once
-#include <new>
-
 #include "interface.h"
+#include "workers.h"
 
 namespace trisparse::TRISPARSE_SET {
 
@@ -14,8 +13,8 @@ inline int32_t run(Status (*pass)(const Problem&, const ThreadPool&), const Prob
                    const ThreadPool& pool) {
   try {
     return pass(p, pool);
-  } catch (const std::bad_alloc&) {
-    return kOutOfMemory;
+  } catch (...) {
+    return current_error();
   }
 }
 

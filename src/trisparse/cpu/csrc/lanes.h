@@ -2,7 +2,7 @@
 // maximum or a sum over keys is a chain of vectors, and nothing is ever summed across lanes.
 //
 // The rules are those of softmax.h: probabilities are relative to a reference, the highest score of the first
-// tile in which a row sees a key, raised by powers of two only.
+// tile in which a row sees a key, and raised only where a score passes it by kHeadroom powers of two.
 #pragma once
 #include "key_tile.h"
 #include "softmax.h"
@@ -73,9 +73,9 @@ class LaneTile {
       Floats factor = splat(1.0f);
       for (int lane = 0; lane < kLanes; ++lane) {
         if (!(excess[lane] > kHeadroom)) continue;
-        const float step = std::ceil(excess[lane]);
-        settled[lane] += Exponent<Engine>::power(step);
-        factor[lane] = std::exp2(-step);
+        const auto raised = Exponent<Engine>::raise(settled[lane], best[lane]);
+        settled[lane] = raised.reference;
+        factor[lane] = raised.factor;
       }
       store(total, load(total) * factor);
       on_raise(factor);
@@ -89,9 +89,14 @@ class LaneTile {
     const Floats settled = load(reference);
     // no finite score yet: any reference will do
     const Floats offset = select(settled == splat(-kInfinity), Floats{}, settled);
+    const Ints coarse = Exponent<Engine>::is_coarse(offset);
+    const bool any_coarse = Engine::kRounds && any_above(select(coarse, splat(1.0f), Floats{}), 0.0f);
     Floats sum = load(total);
     for (int key = 0; key < kTileKeys; ++key) {
-      const Floats p = exp2<precise>(visible(key, exponent_(load(dots_ + key * stride_), offset)));
+      const Floats dots = load(dots_ + key * stride_);
+      Floats x = exponent_(dots, offset);
+      if (__builtin_expect(any_coarse, 0)) x = select(coarse, exponent_.rounded_difference(dots, offset), x);
+      const Floats p = exp2<precise>(visible(key, x));
       store(probabilities + key * kPanel, p);
       // else what the values will be weighed with, so that the weights sum to 1
       on_key();

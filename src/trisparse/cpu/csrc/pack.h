@@ -60,7 +60,7 @@ class Tiling {
 
   int64_t tiles(int64_t keys) const {
     if (order_) return order_->tiles_for(keys);
-    return (keys + block_ - 1) / block_ * tiles_per_block();
+    return keys / block_ * tiles_per_block() + round_up(keys % block_, kTileKeys) / kTileKeys;
   }
 
   Span span(int64_t tile, int64_t keys) const {

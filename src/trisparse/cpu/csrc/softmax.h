@@ -2,8 +2,9 @@
 //
 // A row's probabilities are taken relative to a reference, the highest score of the first tile in which it
 // sees a key. It is raised only when a score passes it by kHeadroom powers of two, so that almost no tile
-// rescales anything, and when it is, then by a power of two, which changes no digit. Nothing can overflow,
-// whatever the logits; NaN stays NaN in its row.
+// rescales anything, and when it is, then by a power of two, which changes no digit, or, where floats are too
+// coarse for that, to the highest score itself. Nothing can overflow, whatever the logits; NaN stays NaN in
+// its row.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -64,6 +65,11 @@ struct Columns {
 // probability 1, not almost.
 template <class Engine>
 struct Exponent {
+  // A row's next reference, and what was made with the one before is multiplied by
+  struct Raise {
+    float reference, factor;
+  };
+
   explicit Exponent(const Shape& shape) : factor(splat(Engine::kRounds ? shape.multiplier : shape.scale)) {}
 
   // in the engine's units
@@ -77,6 +83,34 @@ struct Exponent {
     }
   }
 
+  // Are floats near `reference` so coarse that a product which was not rounded may be whole powers of two
+  // away from the same product rounded? Not if it is infinite: all exponents are then -inf.
+  static bool is_coarse(float reference) {
+    return Engine::kRounds && std::abs(reference) >= kCoarse && std::abs(reference) < kInfinity;
+  }
+  static Ints is_coarse(Floats reference) {
+    const Floats size = reference < 0.0f ? -reference : reference;
+    return Engine::kRounds ? (size >= kCoarse) & (size < kInfinity) : Ints{};
+  }
+
+  // the same as operator(), for a coarse reference
+  Floats rounded_difference(Floats dots, Floats reference) const { return score(dots) - reference; }
+
+  // the same for a log-sum-exp, coarse or not: no probability is above 1, however much was lost of its sum
+  Floats of_probability(Floats dots, Floats log_sum_exp) const {
+    const Floats coarse = not_above_zero(rounded_difference(dots, log_sum_exp));
+    return select(is_coarse(log_sum_exp), coarse, (*this)(dots, log_sum_exp));
+  }
+  static Floats not_above_zero(Floats x) { return x > 0.0f ? Floats{} : x; }
+
+  // `reference` raised for a score `best` that is too far above it: by a power of two, unless so little is
+  // left of what there was that its digits do not count, or the sum was rounded
+  [[gnu::noinline, gnu::cold]] static Raise raise(float reference, float best) {
+    const float step = std::ceil(difference(best - reference)), sum = reference + power(step);
+    const bool near = step <= kFar && std::abs(difference(sum - reference) - step) <= kSlack;
+    return near ? Raise{sum, std::exp2(-step)} : Raise{best, std::exp2(-difference(best - reference))};
+  }
+
   // natural logarithms to the engine's units and back
   static float from_natural(float number) {
     return Engine::kRounds ? float(double(number) * kLog2E) : number;
@@ -85,10 +119,15 @@ struct Exponent {
     return Engine::kRounds ? (reference + std::log2(total)) * kLn2 : reference + std::log(total);
   }
   // a difference of two scores as a power of 2
-  static Floats difference(Floats scores) { return Engine::kRounds ? scores : scores * kLog2E; }
+  template <class Number>
+  static Number difference(Number scores) {
+    return Engine::kRounds ? scores : scores * kLog2E;
+  }
   static float power(float exponent) { return Engine::kRounds ? exponent : exponent * kLn2; }
 
   static constexpr float kLog2E = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+  static constexpr float kCoarse = 0x1p24f;  // from here on floats are whole numbers
+  static constexpr float kFar = 64.0f, kSlack = 0x1p-16f;
   Floats factor;
 
  private:
@@ -129,7 +168,12 @@ template <class Engine, bool masked>
 inline void exponents(const float* dots, const Exponent<Engine>& exponent, float reference,
                       const Columns& columns, int64_t low, int64_t high, Floats* x) {
   const Floats offset = splat(reference);
-  for (int v = 0; v < kTileVectors; ++v) x[v] = exponent(load(dots + v * kLanes), offset);
+  if (__builtin_expect(Exponent<Engine>::is_coarse(reference), 0)) {
+    for (int v = 0; v < kTileVectors; ++v)
+      x[v] = exponent.rounded_difference(load(dots + v * kLanes), offset);
+  } else {
+    for (int v = 0; v < kTileVectors; ++v) x[v] = exponent(load(dots + v * kLanes), offset);
+  }
   hide<masked>(columns, low, high, x);
 }
 
@@ -166,11 +210,11 @@ inline void exponentiate(const float* dots, const TileRows& rows, const Columns&
     }
     Floats x[kTileVectors];
     exponents<Engine, masked>(line, exponent, reference, columns, low, high, x);
-    const Floats top = maximum_of(x);
-    if (__builtin_expect(any_above(top, kHeadroom), 0)) {
-      const float step = std::ceil(highest(top));
-      state.reference[row] = reference + Exponent<Engine>::power(step);
-      on_raise(i, row, std::exp2(-step));
+    if (__builtin_expect(any_above(maximum_of(x), kHeadroom), 0)) {
+      const float best = highest_score<Engine, masked>(line, exponent, columns, low, high);
+      const auto raised = Exponent<Engine>::raise(reference, best);
+      state.reference[row] = raised.reference;
+      on_raise(i, row, raised.factor);
       exponents<Engine, masked>(line, exponent, state.reference[row], columns, low, high, x);
     }
     for (int v = 0; v < kTileVectors; ++v) x[v] = exp2<precise>(x[v]);

@@ -125,10 +125,8 @@ class TileAttention {
   // probabilities of a panel [64][16] -> left operand [16][64]
   void weigh(Element* to) {
     float lines[kTileRows * kTileKeys];
-    for (int key = 0; key < kTileKeys; key += kSquare) {
-      transpose_square(reinterpret_cast<const uint32_t*>(probabilities_.get() + key * kPanel), kPanel,
-                       reinterpret_cast<uint32_t*>(lines + key), kTileKeys);
-    }
+    for (int key = 0; key < kTileKeys; key += kSquare)
+      transpose_square(probabilities_.get() + key * kPanel, kPanel, lines + key, kTileKeys);
     for (int row = 0; row < kTileRows; ++row) {
       Floats vectors[kTileVectors];
       for (int v = 0; v < kTileVectors; ++v) vectors[v] = load(lines + row * kTileKeys + v * kLanes);

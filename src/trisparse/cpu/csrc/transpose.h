@@ -6,8 +6,14 @@ namespace trisparse::TRISPARSE_SET {
 
 constexpr int kSquare = 16;
 
+// Whatever numbers lie there: compilers may assume that an ordinary uint32_t is never a float
+typedef uint32_t __attribute__((may_alias)) Word;
+
 // to[column][row] = from[row][column]; strides in words
-inline void transpose_square(const uint32_t* from, ptrdiff_t from_stride, uint32_t* to, ptrdiff_t to_stride) {
+inline void transpose_square(const void* words, ptrdiff_t from_stride, void* transposed,
+                             ptrdiff_t to_stride) {
+  const Word* __restrict from = static_cast<const Word*>(words);
+  Word* __restrict to = static_cast<Word*>(transposed);
 #if defined(__AVX512F__)
   __m512i in[kSquare], pairs[kSquare];
   for (int row = 0; row < kSquare; ++row) in[row] = _mm512_loadu_si512(from + row * from_stride);

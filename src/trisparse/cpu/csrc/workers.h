@@ -19,6 +19,17 @@ constexpr int64_t kWorthThreads = 50'000'000;
 // costs more than smaller calls take
 constexpr int64_t kWorthThreadsBytes = 2'000'000;
 
+// What is being caught, as a status: C and torch's threads know no exceptions
+inline Status current_error() {
+  try {
+    throw;
+  } catch (const std::bad_alloc&) {
+    return kOutOfMemory;
+  } catch (...) {
+    return kFailed;
+  }
+}
+
 inline int64_t threads_if(const ThreadPool& pool, int64_t tasks, bool worth) {
   uint32_t threads = 1;
   if (!worth || pool.get_num_threads(&threads) != 0) return 1;
@@ -63,8 +74,8 @@ Status run_tasks(const ThreadPool& pool, int64_t tasks, int64_t threads, MakeWor
         if (task >= shared.tasks || shared.status.load() != kOk) return;
         shared.function(worker, task);
       }
-    } catch (const std::bad_alloc&) {
-      shared.status.store(kOutOfMemory);
+    } catch (...) {
+      shared.status.store(current_error());
     }
   };
   if (tasks <= 0) return kOk;

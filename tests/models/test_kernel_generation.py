@@ -1,0 +1,89 @@
+"""`generate` through the native kernels, in fp32: every new token is one that the whole text would choose."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trisparse.models import TrisparseForCausalLM
+from trisparse.testing.inputs import usable_backends
+
+from .generated import KINDS
+from .tiny import ids_of, tiny_model
+
+pytestmark = pytest.mark.skipif("cpu" not in usable_backends(), reason="the CPU kernels cannot run here")
+
+PROMPT, NEW = 37, 14
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "in chunks": {"prefill_chunk_size": 8},
+    "static": {"cache_implementation": "static"},
+    "prompt lookup": {"prompt_lookup_num_tokens": 5},
+    "one beam of several": {"num_beams": 3, "num_return_sequences": 1, "length_penalty": 0.0},
+}
+
+
+class Operators(TorchDispatchMode):
+    """Records the names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.names.add(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def kernel_model(kind: str) -> TrisparseForCausalLM:
+    return tiny_model(tie_word_embeddings=False, backend="cpu", **KINDS[kind])
+
+
+def log_probabilities(model: TrisparseForCausalLM, tokens: Tensor, skip: int = 0) -> tuple[Tensor, Tensor]:
+    """Of the new tokens and of the best ones, without a cache: [rows, NEW] each."""
+    with torch.no_grad():
+        logits = model(tokens[:, skip:-1], use_cache=False).logits[:, PROMPT - skip - 1 :].log_softmax(dim=-1)
+    chosen = logits.gather(2, tokens[:, PROMPT:, None])[..., 0]
+    return chosen, logits.amax(dim=-1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", ["nsa", "shared", "mixed"])
+def test_new_tokens_are_those_of_the_whole_text(kind: str, mode: str) -> None:
+    """Guards each way to generate: it finds what is as likely as what a greedy one without a cache finds."""
+    model, prompt = kernel_model(kind), ids_of(1, PROMPT)
+    settings = {"max_new_tokens": NEW, "do_sample": False} | MODES[mode]
+    tokens = model.generate(prompt, attention_mask=torch.ones_like(prompt), **settings)
+    chosen, best = log_probabilities(model, tokens)
+    if "num_beams" in settings:
+        # not the best at each step, but no less likely as a whole than the greedy text
+        greedy = model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW, do_sample=False
+        )
+        assert chosen.sum() >= log_probabilities(model, greedy)[0].sum() - 1e-3
+    else:
+        assert (chosen >= best - 1e-4).all()
+
+
+def test_left_padded_rows_are_those_of_the_text_alone() -> None:
+    """Guards rows of different length in one batch of the decode kernels."""
+    model, prompt, skips = kernel_model("nsa"), ids_of(3, PROMPT), [0, 5, 30]
+    mask = (torch.arange(PROMPT) >= torch.tensor(skips)[:, None]).long()
+    tokens = model.generate(prompt * mask, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    for row, skip in enumerate(skips):
+        chosen, best = log_probabilities(model, tokens[row : row + 1], skip)
+        assert (chosen >= best - 1e-4).all()
+
+
+def test_generation_goes_through_the_decode_kernels() -> None:
+    """Guards against a model that falls back on full attention, or on the whole forward for each token."""
+    model, prompt = kernel_model("nsa"), ids_of(1, PROMPT)
+    with Operators() as operators:
+        model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
+    ours = {name for name in operators.names if name.startswith("trisparse.")}
+    assert ours == {"trisparse.decode_forward.default"}
+    assert not any("scaled_dot_product" in name for name in operators.names)
