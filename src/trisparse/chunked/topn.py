@@ -7,13 +7,12 @@ from torch.nn.functional import pad
 from trisparse.config import SparseConfig
 
 
-def overlap_weights(config: SparseConfig) -> list[int]:
-    """How often eq. 9 counts compressed block (l'/d)*j + offset for offset = 1 - l/d .. l'/d - 1.
+def overlap_weights(ratio: int, overlap: int) -> list[int]:
+    """How often eq. 9 counts compressed block ratio * j + offset for offset = 1 - overlap .. ratio - 1.
 
-    1, 2, 2, 2, 1 for the paper's 32/16/64: the overlap of the two blocks in strides.
+    With ratio = l'/d and overlap = l/d: 1, 2, 2, 2, 1 for the paper's 32/16/64, the overlap of the two blocks
+    in strides.
     """
-    ratio = config.select_block // config.compress_stride
-    overlap = config.compress_block // config.compress_stride
     offsets = range(1 - overlap, ratio)
     return [min(ratio - 1, offset + overlap - 1) - max(0, offset) + 1 for offset in offsets]
 
@@ -28,11 +27,14 @@ def group_scores(probabilities: Tensor, num_blocks: int, config: SparseConfig) -
     for head in range(1, probabilities.shape[1]):
         by_group += probabilities[:, head]
     ratio = config.select_block // config.compress_stride
-    before = config.compress_block // config.compress_stride - 1
+    overlap = config.compress_block // config.compress_stride
+    if num_blocks == 1:
+        # however large the block is, it overlaps no more than there is
+        ratio = min(ratio, by_group.shape[1] + overlap)
     span = ratio * num_blocks
-    padded = pad(by_group, (before, max(0, span - by_group.shape[1])))
+    padded = pad(by_group, (overlap - 1, max(0, span - by_group.shape[1])))
     score = by_group.new_zeros(by_group.shape[0], num_blocks)
-    for first, weight in enumerate(overlap_weights(config)):
+    for first, weight in enumerate(overlap_weights(ratio, overlap)):
         score.add_(padded[:, first : first + span : ratio][:, :num_blocks], alpha=weight)
     return score
 

@@ -5,9 +5,9 @@
 A program owns a few query tokens of one KV group and walks over selection blocks, a tile of them at a time.
 The compressed keys (l'/d) * j + p of every block j of the tile are met side by side, up to four phases p at
 once: each head's queries are read once for all of them, and pooling is a sum over nearby columns. The blocks
-of a tile are not neighbours: they lie as far apart as there are tiles. The next tile then holds the next block
-in every column, and what a key owes to it by overlap is carried over elementwise. Only for the first tile are
-the keys in front of its blocks met once more.
+of a tile are not neighbours: they lie as far apart as there are tiles. The next tile then holds the next
+block in every column, and what a key owes to it by overlap is carried over elementwise. Only for the first
+tile are the keys in front of its blocks met once more.
 
 The best blocks of a row are kept as 64-bit keys (`ranking.py`).
 """
