@@ -52,7 +52,7 @@ def _pieces(
     order = usable.argsort(stable=True)
     counts = torch.bincount(usable, minlength=num_blocks + 1).tolist()
     rows_by_block = (order // max(1, ids.shape[1])).split(counts)
-    size = max(16, PIECE_SCORES // (heads * block))
+    size = max(16, PIECE_SCORES // (heads * min(block, max(1, num_tokens))))
     for index, all_rows in enumerate(rows_by_block[:num_blocks]):
         tokens = slice(index * block, min((index + 1) * block, num_tokens))
         sources = torch.arange(tokens.start, tokens.stop, device=ids.device)
