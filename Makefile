@@ -3,6 +3,10 @@ BIN := .venv/bin
 GPU_RESULTS ?= benchmarks/results/gpu
 # most of a GPU test is the compilation of its kernels, by one core
 WORKERS ?= 8
+# of each half of the GPU tests; what is interrupted then still writes its report
+GPU_SECONDS ?= 280
+GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
+	-W default -k "gpu or triton" --durations 25
 
 .PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu
 
@@ -32,8 +36,8 @@ sanitize: .venv/test.stamp
 # on a machine with a CUDA GPU, by its own Python with torch, Triton and pytest: nothing is installed.
 # Its versions need not be ours, so that warnings are shown and end nothing.
 test-gpu:
-	PYTHONPATH=src $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup -W default -k "gpu or triton" --durations 25 \
-		--junitxml $(GPU_RESULTS)/tests.xml tests/gpu tests/test_*.py
+	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests.xml tests/gpu; first=$$?; \
+	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests_of_all.xml tests/test_*.py && exit $$first
 
 # ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:

@@ -1,6 +1,9 @@
 """The argument `backend`: names, reasons, and no silent fallback."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 from arguments import CMP, CONFIG, EVERY, SELECT, SLC, WHOLE, arguments
@@ -50,3 +53,35 @@ def test_available_backends_name_a_reason_or_none():
     assert table["reference"] is None
     assert table["torch"] is None
     assert all(reason is None or (isinstance(reason, str) and reason) for reason in table.values())
+
+
+WITHOUT_COMPILER = """
+import logging, torch, trisparse
+logging.basicConfig(format="%(levelname)s %(message)s")
+query, key = torch.randn(1, 40, 4, 8), torch.randn(1, 40, 2, 8)
+call = (query, key, key, trisparse.SparseConfig())
+outs = [trisparse.window_attention(*call) for _ in range(2)]
+assert torch.equal(outs[0], trisparse.window_attention(*call, backend="torch"))
+try:
+    trisparse.window_attention(*call, backend="cpu")
+except NotImplementedError as error:
+    print(error)
+"""
+
+
+def test_without_a_compiler_auto_warns_once_and_cpu_says_why(tmp_path):
+    """Guards machines without a compiler: `auto` runs on `torch` and says so once, `cpu` is an error."""
+    places = {"PATH": str(tmp_path), "TRISPARSE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_COMPILER],
+        env={**{name: value for name, value in os.environ.items() if name != "CXX"}, **places},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1
+    assert "backend 'auto' is 'torch', which is slower than 'cpu': no C++ compiler" in warnings[0]
+    assert done.stdout.startswith("backend: 'cpu' cannot run here: no C++ compiler")
