@@ -34,6 +34,9 @@ def operator_arguments(name, inputs, backend):
     query, grad = inputs.query, torch.ones_like(inputs.query[..., :6])
     if name == "sparse_forward":
         return (*inputs.tensors, True, *place)
+    if name == "sparse_branches":
+        *_, ids = call.sparse_forward(*inputs.tensors, False, *place)
+        return (*inputs.tensors[:7], ids, *place)
     if name == "sparse_backward":
         return (grad, *inputs.tensors, *call.sparse_forward(*inputs.tensors, True, *place)[1:], *place)
     ids = call.select_blocks(query, inputs.compressed[0], *place)
@@ -72,8 +75,8 @@ def test_whole_op_that_saves_nothing_passes_opcheck(backend):
     torch.library.opcheck(torch.ops.trisparse.sparse_forward.default, (*inputs.tensors, False, *place))
 
 
-def test_all_operators_are_the_documented_eleven():
-    """Guards against an operator that no test sees: one per stage and direction, three for the whole op."""
+def test_all_operators_are_the_documented_ones():
+    """Guards against an operator that no test sees: one per stage and direction, four for the whole op."""
     assert sorted(ops._SCHEMAS) == [
         "compressed_backward",
         "compressed_forward",
@@ -83,6 +86,7 @@ def test_all_operators_are_the_documented_eleven():
         "selected_backward",
         "selected_forward",
         "sparse_backward",
+        "sparse_branches",
         "sparse_forward",
         "window_backward",
         "window_forward",

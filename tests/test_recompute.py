@@ -22,6 +22,7 @@ PLACES = {
     "alone": {},
     "packed": {"batch": 1, "cu_seqlens": (0, 60, 60, 150)},
     "from the middle": {"query_start": 90},
+    "all blocks selected": {"tokens": 50},
 }
 
 

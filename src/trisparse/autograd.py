@@ -153,21 +153,8 @@ class _SparseRecomputed(torch.autograd.Function):
         *inputs, ids, cu_seqlens = ctx.saved_tensors
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
         with torch.no_grad():
-            branches, lse = _branches(inputs, ids, place)
+            branches, lse = torch.ops.trisparse.sparse_branches(*inputs[:7], ids, *place)
         return (None, *_backward("sparse", grad_out, [*inputs, branches, lse, ids], place))
-
-
-def _branches(inputs: list[Tensor], ids: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Outputs [3, B, Tq, H, E] and log-sum-exps [3, B, Tq, H] of the three branches."""
-    call = torch.ops.trisparse
-    query, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win, _ = inputs
-    results = (
-        call.compressed_forward(query, key_cmp, value_cmp, *place),
-        call.selected_forward(query, key_slc, value_slc, ids, *place),
-        call.window_forward(query, key_win, value_win, *place),
-    )
-    branches, lse = zip(*results, strict=True)
-    return torch.stack(branches), torch.stack(lse)
 
 
 class _GatedSum(torch.autograd.Function):

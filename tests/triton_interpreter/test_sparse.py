@@ -72,6 +72,18 @@ def check(inputs):
             assert_within_budget(name, *results, gradient=True, cancelling=terms, seed=comparison.SEED)
 
 
+@pytest.mark.parametrize(
+    "sizes", [{}, {"tokens": 30}, {"cu_seqlens": (0, 20, 50)}, {"query_start": 33}], ids=str
+)
+def test_branches_again_are_those_of_the_forward(sizes):
+    """Guards a backward that recomputes: by the same kernels, where all blocks are selected too."""
+    inputs = draw(case(**sizes))
+    _, branches, lse, ids = room.sparse_forward(*inputs.tensors, True, *place(inputs))
+    again = room.sparse_branches(*inputs.tensors[:7], ids, *place(inputs))
+    assert torch.equal(again[0], branches)
+    assert torch.equal(again[1], lse)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_the_reference(name):
     """Guards against swapped gates, and gradients of the branches that are lost or added twice."""

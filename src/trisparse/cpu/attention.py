@@ -193,6 +193,33 @@ def sparse_forward(
     return out, branches, lse, ids
 
 
+def sparse_branches(
+    query: Tensor,
+    key_cmp: Tensor,
+    value_cmp: Tensor,
+    key_slc: Tensor,
+    value_slc: Tensor,
+    key_win: Tensor,
+    value_win: Tensor,
+    ids: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+) -> tuple[Tensor, Tensor]:
+    """The branches [3, B, Tq, H, E] and lse [3, B, Tq, H] of `sparse_forward`, bit for bit, from its ids."""
+    shape, value_dim = query.shape[:3], value_cmp.shape[3]
+    branches = query.new_empty(len(BRANCHES), *shape, value_dim)
+    lse = query.new_empty((len(BRANCHES), *shape), dtype=torch.float32)
+    problem = Problem(query, key_slc.shape[2], value_dim, config, scale, cu_seqlens, query_start)
+    pairs = ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
+    for index, (branch, (key, value)) in enumerate(zip(BRANCHES, pairs, strict=True)):
+        problem.give_branch(branch, key=key, value=value, out=branches[index], log_sum_exp=lse[index])
+    problem.give("ids", _native_ids(ids))
+    _run("forward", problem)
+    return branches, lse
+
+
 def decode_forward(
     query: Tensor,
     query_cmp: Tensor | None,

@@ -1,7 +1,8 @@
 """Backend "triton": the three branches as GPU kernels, forward and backward.
 
 The functions and their arguments are those of `trisparse.chunked`; `sparse_forward` and `sparse_backward` are
-the whole op with the gated sum fused in, and `decode_forward` is the whole op against a cache.
+the whole op with the gated sum fused in, `sparse_branches` is what a backward may compute again, and
+`decode_forward` is the whole op against a cache.
 """
 
 from trisparse.triton.compressed_backward import compressed_backward
@@ -9,7 +10,12 @@ from trisparse.triton.compressed_forward import compressed_forward
 from trisparse.triton.decode import decode_forward
 from trisparse.triton.selected_backward import selected_backward
 from trisparse.triton.selected_forward import selected_forward
-from trisparse.triton.sparse import compressed_select_forward, sparse_backward, sparse_forward
+from trisparse.triton.sparse import (
+    compressed_select_forward,
+    sparse_backward,
+    sparse_branches,
+    sparse_forward,
+)
 from trisparse.triton.topn import select_blocks
 from trisparse.triton.window_backward import window_backward
 from trisparse.triton.window_forward import window_forward
@@ -23,6 +29,7 @@ __all__ = [
     "selected_backward",
     "selected_forward",
     "sparse_backward",
+    "sparse_branches",
     "sparse_forward",
     "window_backward",
     "window_forward",

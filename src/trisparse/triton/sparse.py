@@ -76,6 +76,30 @@ def _as_window(place: Place, num_tokens: int) -> Place | None:
     return replace(place, config=replace(place.config, window=max(1, num_tokens)))
 
 
+def _new_branches(query: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Memory for outputs [3, B, Tq, H, E] and log-sum-exps [3, B, Tq, H]."""
+    branches = query.new_empty(3, *query.shape[:3], value.shape[3])
+    return branches, query.new_empty(3, *query.shape[:3], dtype=torch.float32)
+
+
+def _attend_tokens(
+    query: Tensor,
+    selected: tuple[Tensor, Tensor],
+    window: tuple[Tensor, Tensor],
+    ids: Tensor,
+    branches: Tensor,
+    lse: Tensor,
+    place: Place,
+) -> None:
+    """Fill what the branches of raw tokens have in `branches` and `lse`."""
+    everything = _as_window(place, selected[0].shape[1])
+    if everything is None:
+        attend_selected(query, *selected, ids, branches[1], lse[1], place)
+    else:
+        attend_window(query, *selected, branches[1], lse[1], everything)
+    attend_window(query, *window, branches[2], lse[2], place)
+
+
 def sparse_forward(
     query: Tensor,
     key_cmp: Tensor,
@@ -99,20 +123,36 @@ def sparse_forward(
         sees no key in a branch has 0 and -inf there. Without `save`, branches and lse are empty.
     """
     place = _place(query, key_cmp, key_slc, config, scale, cu_seqlens, query_start)
-    branches = query.new_empty(3, *query.shape[:3], value_slc.shape[3])
-    lse = query.new_empty(3, *query.shape[:3], dtype=torch.float32)
+    branches, lse = _new_branches(query, value_slc)
     attend_compressed(query, key_cmp, value_cmp, branches[0], lse[0], place)
     ids = select_blocks_from_lse(query, key_cmp, lse[0], place)
-    everything = _as_window(place, key_slc.shape[1])
-    if everything is None:
-        attend_selected(query, key_slc, value_slc, ids, branches[1], lse[1], place)
-    else:
-        attend_window(query, key_slc, value_slc, branches[1], lse[1], everything)
-    attend_window(query, key_win, value_win, branches[2], lse[2], place)
+    _attend_tokens(query, (key_slc, value_slc), (key_win, value_win), ids, branches, lse, place)
     out = combine_forward(branches, gates)
     if not save:
         branches, lse = (kept.new_empty(0, *kept.shape[1:]) for kept in (branches, lse))
     return out, branches, lse, ids
+
+
+def sparse_branches(
+    query: Tensor,
+    key_cmp: Tensor,
+    value_cmp: Tensor,
+    key_slc: Tensor,
+    value_slc: Tensor,
+    key_win: Tensor,
+    value_win: Tensor,
+    ids: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+) -> tuple[Tensor, Tensor]:
+    """The branches and lse that `sparse_forward` returns with `save`, bit for bit, from its ids."""
+    place = _place(query, key_cmp, key_slc, config, scale, cu_seqlens, query_start)
+    branches, lse = _new_branches(query, value_slc)
+    attend_compressed(query, key_cmp, value_cmp, branches[0], lse[0], place)
+    _attend_tokens(query, (key_slc, value_slc), (key_win, value_win), ids, branches, lse, place)
+    return branches, lse
 
 
 def sparse_backward(
