@@ -131,7 +131,7 @@ def test_gpu_benchmark_refuses_to_run_without_a_gpu() -> None:
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
     assert done.returncode == 2
-    assert "--rehearse runs without one" in done.stderr
+    assert "--rehearse runs without a GPU" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["bench_gpu", "kernel_floors.py", "kernel_resources.py"])

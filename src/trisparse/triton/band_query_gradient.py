@@ -21,6 +21,7 @@ from trisparse.triton.tiles import pair_of, row_places
 QUERY_TILES: PinnedTiles = {
     "large": ((640, Tile(128, 64, 8, 2)), (float("inf"), Tile(32, 32, 8, 1))),
     "medium": (
+        (256, Tile(64, 64, 4, 2)),
         (512, Tile(64, 64, 8, 2)),
         (640, Tile(32, 64, 4, 2)),
         (float("inf"), Tile(32, 32, 8, 1)),

@@ -19,7 +19,7 @@ from trisparse.triton.variants import KernelVariant
 # most rows and keys of a step, chosen by what compiles without spilling
 QUERY_TILES: PinnedTiles = {
     "large": ((512, Tile(64, 64, 4, 2)), (640, Tile(64, 64, 8, 2)), (float("inf"), Tile(16, 32, 8, 1))),
-    "medium": ((512, Tile(64, 32, 8, 2)), (640, Tile(64, 64, 8, 2)), (float("inf"), Tile(16, 32, 8, 1))),
+    "medium": ((512, Tile(64, 32, 4, 2)), (640, Tile(64, 64, 8, 2)), (float("inf"), Tile(16, 32, 8, 1))),
     "small": ((512, Tile(64, 32, 4, 1)), (640, Tile(32, 32, 4, 1)), (float("inf"), Tile(16, 32, 8, 1))),
 }
 # (row, head) entries of a step and tokens of a block; 16 tokens for each warp, see `band_key_gradient.py`

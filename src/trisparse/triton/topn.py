@@ -69,14 +69,15 @@ def _head_sum(
     key_parts,
     score_scale,
     query_stride_h,
+    heads,
     ROWS: tl.constexpr,
     WIDTH: tl.constexpr,
-    HEADS: tl.constexpr,
     HEAD_DIMS: tl.constexpr,
 ):
     """Sum over the heads of p(row, key), fp32 [ROWS, WIDTH]; anything where a row does not see a key."""
     total = tl.zeros([ROWS, WIDTH], tl.float32)
-    for head in range(HEADS):
+    # their number is no constant: few heads would be unrolled, and find no registers
+    for head in range(heads):
         parts = load_parts(query, query_offsets, in_tile, HEAD_DIMS)
         row_lse = load_lse(lse + head, lse_offsets, in_tile)
         exponents = tl.dot(parts[0], tl.trans(key_parts[0]), input_precision="ieee") * score_scale
@@ -90,7 +91,7 @@ def _head_sum(
     return total
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_keys", "num_tiles", "query_start", "first_slot"])
+@triton.jit(do_not_specialize=["num_rows", "num_keys", "num_tiles", "heads", "query_start", "first_slot"])
 def topn_kernel(
     query,
     key,
@@ -108,13 +109,13 @@ def topn_kernel(
     num_keys,
     num_tiles,
     groups,
+    heads,
     query_start,
     first_slot,
     score_scale,
     PACKED: tl.constexpr,
     BOUNDED: tl.constexpr,
     CONTINUED: tl.constexpr,
-    HEADS: tl.constexpr,
     COMPRESS_BLOCK: tl.constexpr,
     COMPRESS_STRIDE: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
@@ -153,10 +154,10 @@ def topn_kernel(
     row_seen = tl.maximum(position + (1 + COMPRESS_STRIDE - COMPRESS_BLOCK), 0) // COMPRESS_STRIDE
     row_seen = tl.minimum(row_seen, num_keys - block_first)[:, None]
     seen = tl.max(tl.where(in_tile[:, None], row_seen, 0))
-    query_head = query + batch * query_stride_b + group * HEADS * query_stride_h
+    query_head = query + batch * query_stride_b + group * heads * query_stride_h
     key_head = key + batch * key_stride_b + block_first.to(tl.int64) * key_stride_t + group * key_stride_h
     query_offsets = row.to(tl.int64) * query_stride_t
-    lse_offsets = flat_row * HEADS
+    lse_offsets = flat_row * heads
     owed = tl.zeros([ROWS, KEYS], tl.float32)
     num_steps = tl.cdiv(scored, KEYS)
     column = tl.arange(0, WIDTH)
@@ -182,9 +183,9 @@ def topn_kernel(
                 parts,
                 score_scale,
                 query_stride_h,
+                heads,
                 ROWS,
                 WIDTH,
-                HEADS,
                 HEAD_DIMS,
             )
             total = tl.where((index >= 0)[None, :] & (index[None, :] < row_seen), total, 0.0)
@@ -240,6 +241,7 @@ def topn_launch(
         "num_keys": key.shape[1],
         "num_tiles": num_tiles,
         "groups": groups,
+        "heads": num_heads // groups,
         "query_start": place.query_start,
         "first_slot": first_slot,
         "score_scale": place.scale * LOG2_E.value,
@@ -248,7 +250,6 @@ def topn_launch(
         "PACKED": table is not None,
         "BOUNDED": first_slot > 0,
         "CONTINUED": first_slot + num_slots < config.num_selected,
-        "HEADS": num_heads // groups,
         "COMPRESS_BLOCK": config.compress_block,
         "COMPRESS_STRIDE": config.compress_stride,
         "SELECT_BLOCK": config.select_block,
