@@ -100,7 +100,7 @@ def cancelling(inputs: Inputs, branch: Branch) -> float:
 
 
 def recomputed(inputs: Inputs, branch: Branch) -> float:
-    """How large a score in base 2 can be, which times a term of d value is a term that is rounded.
+    """How large a score in base 2 is at most, which times a term of d value is a term that is rounded.
 
     A backward makes its weights of scores and log-sum-exps as they were rounded, where the reference gives a
     row that sees one key the weight 1 exactly.
@@ -108,8 +108,9 @@ def recomputed(inputs: Inputs, branch: Branch) -> float:
     key = getattr(inputs, branch.keys)[0]
     if key.numel() == 0 or inputs.query.numel() == 0:
         return 0.0
-    norms = [x.float().norm(dim=-1).max().item() for x in (inputs.query, key)]
-    return inputs.query.shape[3] ** -0.5 * norms[0] * norms[1] / math.log(2)
+    heads = key.repeat_interleave(inputs.query.shape[2] // key.shape[2], dim=2)
+    products = torch.einsum("bthd,bshd->bhts", inputs.query.float(), heads.float())
+    return inputs.query.shape[3] ** -0.5 * products.abs().max().item() / math.log(2)
 
 
 def terms_of(name: str, inputs: Inputs, branch: Branch, grad_out: Tensor) -> float:

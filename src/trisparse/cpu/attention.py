@@ -155,6 +155,15 @@ def window_forward(
     return _forward("window", query, key, value, config, scale, cu_seqlens, query_start)
 
 
+def _give_branches(
+    problem: Problem, pairs: tuple[tuple[Tensor, Tensor], ...], branches: Tensor, lse: Tensor
+) -> None:
+    """Keys and values of all branches, and where their results go; nowhere if `branches` is empty."""
+    for index, (branch, (key, value)) in enumerate(zip(BRANCHES, pairs, strict=True)):
+        kept = {"out": branches[index], "log_sum_exp": lse[index]} if len(branches) else {}
+        problem.give_branch(branch, key=key, value=value, **kept)
+
+
 def sparse_forward(
     query: Tensor,
     key_cmp: Tensor,
@@ -183,9 +192,7 @@ def sparse_forward(
     ids = _empty_ids(query, key_slc, config)
     problem = Problem(query, key_slc.shape[2], value_dim, config, scale, cu_seqlens, query_start)
     pairs = ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
-    for index, (branch, (key, value)) in enumerate(zip(BRANCHES, pairs, strict=True)):
-        saved = {"out": branches[index], "log_sum_exp": lse[index]} if save else {}
-        problem.give_branch(branch, key=key, value=value, **saved)
+    _give_branches(problem, pairs, branches, lse)
     for name, tensor in (("gates", gates), ("out", out), ("ids", ids)):
         problem.give(name, tensor)
     problem.structure.select = True
@@ -213,8 +220,7 @@ def sparse_branches(
     lse = query.new_empty((len(BRANCHES), *shape), dtype=torch.float32)
     problem = Problem(query, key_slc.shape[2], value_dim, config, scale, cu_seqlens, query_start)
     pairs = ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
-    for index, (branch, (key, value)) in enumerate(zip(BRANCHES, pairs, strict=True)):
-        problem.give_branch(branch, key=key, value=value, out=branches[index], log_sum_exp=lse[index])
+    _give_branches(problem, pairs, branches, lse)
     problem.give("ids", _native_ids(ids))
     _run("forward", problem)
     return branches, lse
