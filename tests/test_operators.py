@@ -34,9 +34,9 @@ def operator_arguments(name, inputs, backend):
     query, grad = inputs.query, torch.ones_like(inputs.query[..., :6])
     if name == "sparse_forward":
         return (*inputs.tensors, True, *place)
-    if name == "sparse_branches":
+    if name == "sparse_recompute_backward":
         *_, ids = call.sparse_forward(*inputs.tensors, False, *place)
-        return (*inputs.tensors[:7], ids, *place)
+        return (grad, *inputs.tensors, ids, *place)
     if name == "sparse_backward":
         return (grad, *inputs.tensors, *call.sparse_forward(*inputs.tensors, True, *place)[1:], *place)
     ids = call.select_blocks(query, inputs.compressed[0], *place)
@@ -86,8 +86,8 @@ def test_all_operators_are_the_documented_ones():
         "selected_backward",
         "selected_forward",
         "sparse_backward",
-        "sparse_branches",
         "sparse_forward",
+        "sparse_recompute_backward",
         "window_backward",
         "window_forward",
     ]

@@ -152,9 +152,7 @@ class _SparseRecomputed(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, ids, cu_seqlens = ctx.saved_tensors
         place = ctx.place._replace(cu_seqlens=cu_seqlens)
-        with torch.no_grad():
-            branches, lse = torch.ops.trisparse.sparse_branches(*inputs[:7], ids, *place)
-        return (None, *_backward("sparse", grad_out, [*inputs, branches, lse, ids], place))
+        return (None, *_backward("sparse_recompute", grad_out, [*inputs, ids], place))
 
 
 class _GatedSum(torch.autograd.Function):

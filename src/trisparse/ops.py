@@ -1,7 +1,7 @@
 """The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
 
-One operator per stage and direction, the backend an argument; four for the whole op (forward, branches again,
-backward, decode), which only the backends in `backends.FUSED` have. Nothing here imports Triton or starts a
+One operator per stage and direction, the backend an argument; four for the whole op (forward, backward,
+backward from the ids alone, decode), which only the backends in `backends.FUSED` have. Nothing here imports Triton or starts a
 compiler. Operators have no autograd formula of their own: `autograd.py` routes the gradients.
 """
 
@@ -32,9 +32,10 @@ _SCHEMAS = {
     "window_forward": f"({_INPUTS}, {_PLACE}) -> (Tensor, Tensor)",
     "window_backward": f"(Tensor grad_out, {_INPUTS}, {_SAVED}, {_PLACE}) -> (Tensor, Tensor, Tensor)",
     "sparse_forward": f"({_ALL}, Tensor gates, bool save, {_PLACE}) -> (Tensor, Tensor, Tensor, Tensor)",
-    "sparse_branches": f"({_ALL}, Tensor ids, {_PLACE}) -> (Tensor, Tensor)",
     "sparse_backward": f"(Tensor grad_out, {_ALL}, Tensor gates, Tensor branches, Tensor lse, Tensor ids, "
     f"{_PLACE}) -> ({', '.join(['Tensor'] * 8)})",
+    "sparse_recompute_backward": f"(Tensor grad_out, {_ALL}, Tensor gates, Tensor ids, {_PLACE}) "
+    f"-> ({', '.join(['Tensor'] * 8)})",
     "decode_forward": f"(Tensor query, Tensor? query_cmp, {_ALL.removeprefix('Tensor query, ')}, "
     "Tensor gates, Tensor starts, SymInt window_ring, int[] sizes, float scale, str backend) "
     "-> (Tensor, Tensor)",
@@ -134,11 +135,6 @@ def _fake_sparse_forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tenso
     )
 
 
-def _fake_sparse_branches(query: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-    out, lse = _attention_shapes(query, arguments[3])
-    return out.new_empty((3, *out.shape)), lse.new_empty((3, *lse.shape))
-
-
 def _fake_sparse_backward(_grad: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
     return tuple(tensor.new_empty(tensor.shape) for tensor in arguments[:8])
 
@@ -159,8 +155,8 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "window_forward": _fake_forward,
     "window_backward": _fake_backward,
     "sparse_forward": _fake_sparse_forward,
-    "sparse_branches": _fake_sparse_branches,
     "sparse_backward": _fake_sparse_backward,
+    "sparse_recompute_backward": _fake_sparse_backward,
     "decode_forward": _fake_decode,
 }
 

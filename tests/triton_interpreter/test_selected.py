@@ -28,9 +28,10 @@ from trisparse import SparseConfig
 from trisparse import triton as room
 from trisparse.testing.budget import assert_within_budget
 from trisparse.testing.inputs import Case
+from trisparse.triton import selected_key_gradient
 from trisparse.triton.block_index import usable_ids
 from trisparse.triton.combine import row_sums
-from trisparse.triton.selected_backward import selected_gradients
+from trisparse.triton.selected_backward import selected_key_gradients, selected_query_gradient
 from trisparse.triton.selected_forward import selected_place
 
 DTYPES = [torch.float32, torch.float16]
@@ -227,17 +228,18 @@ def gradients(inputs, ids, gate=None, partial_sum=None, piece_rows=2048):
     if gate is not None:
         delta = delta * gate
     grad_query = torch.empty_like(inputs.query)
-    arguments = (usable, lse, delta, gate, partial_sum, grad_query, where, piece_rows)
-    return [grad_query, *selected_gradients(grad_out, inputs.query, *inputs.selected, *arguments)]
+    arguments = (grad_out, inputs.query, *inputs.selected, usable, lse, delta, gate)
+    selected_query_gradient(*arguments, partial_sum, grad_query, where)
+    return [grad_query, *selected_key_gradients(*arguments, where, piece_rows)]
 
 
-@pytest.mark.parametrize("room_for_pieces", [0, 1, 4])
+@pytest.mark.parametrize("room_for_pieces", [1, 2, 4])
 @pytest.mark.parametrize(
     "case", [case_of(4, tokens=70, groups=2), PACKED["one_long_many_short"]], ids=["plain", "packed"]
 )
 def test_a_list_in_pieces(case, room_for_pieces, monkeypatch):
     """Guards against a piece that is dropped or added twice, and lists for which there was no room."""
-    monkeypatch.setitem(selected_gradients.__globals__["split"].__globals__, "_SPLIT_BLOCKS", room_for_pieces)
+    monkeypatch.setattr(selected_key_gradient, "_SPLIT_BLOCKS", room_for_pieces)
     inputs = draw(case)
     ids = reference_ids(inputs)
     branch = selected(ids)

@@ -12,7 +12,7 @@ from trisparse import triton as room
 from trisparse.reference.sparse_attention import gated_sum
 from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.testing.inputs import Case
-from trisparse.triton import sparse
+from trisparse.triton import row_chunks, sparse_backward, sparse_call
 from trisparse.triton.combine import combine_forward
 
 CONFIG = trisparse.SparseConfig(
@@ -75,13 +75,48 @@ def check(inputs):
 @pytest.mark.parametrize(
     "sizes", [{}, {"tokens": 30}, {"cu_seqlens": (0, 20, 50)}, {"query_start": 33}], ids=str
 )
-def test_branches_again_are_those_of_the_forward(sizes):
+def test_backward_from_the_ids_alone(sizes):
     """Guards a backward that recomputes: by the same kernels, where all blocks are selected too."""
     inputs = draw(case(**sizes))
-    _, branches, lse, ids = room.sparse_forward(*inputs.tensors, True, *place(inputs))
-    again = room.sparse_branches(*inputs.tensors[:7], ids, *place(inputs))
-    assert torch.equal(again[0], branches)
-    assert torch.equal(again[1], lse)
+    (*_, ids), grads, grad_out = run(inputs)
+    again = room.sparse_recompute_backward(grad_out, *inputs.tensors, ids, *place(inputs))
+    for got, wanted in zip(again, grads, strict=True):
+        assert torch.equal(got, wanted)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "chunks"),
+    [
+        ({"batch": 2, "tokens": 40}, 4),
+        ({"batch": 5, "tokens": 7}, 2),
+        ({"tokens": 36, "query_start": 3, "heads": 16, "groups": 1}, 2),
+        ({"tokens": 0, "cu_seqlens": (0, 0)}, 1),
+    ],
+    ids=str,
+)
+def test_chunks_of_rows_change_no_bit(monkeypatch, sizes, chunks):
+    """Guards against rows that are attended twice or not at all, and a chunk told the wrong place or keys."""
+    inputs = draw(case(**sizes))
+    (out, branches, lse, ids), grads, grad_out = run(inputs)
+    # as many tokens as a tile has here, so that tiles are those of the whole
+    monkeypatch.setattr(row_chunks, "_TOKENS", 32)
+    monkeypatch.setattr(row_chunks, "SCRATCH_BYTES", 1)
+    parts, attend = [], sparse_call.SparseCall.attend
+
+    def counted(call, *arguments):
+        parts.append(call)
+        return attend(call, *arguments)
+
+    monkeypatch.setattr(sparse_call.SparseCall, "attend", counted)
+    in_chunks = room.sparse_forward(*inputs.tensors, False, *place(inputs))
+    assert len(parts) == chunks
+    assert torch.equal(in_chunks[0], out)
+    assert torch.equal(in_chunks[3], ids)
+    saved = room.sparse_backward(grad_out, *inputs.tensors, branches, lse, ids, *place(inputs))
+    again = room.sparse_recompute_backward(grad_out, *inputs.tensors, ids, *place(inputs))
+    for results in zip(saved, again, grads, strict=True):
+        assert torch.equal(results[0], results[2])
+        assert torch.equal(results[1], results[2])
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -209,9 +244,10 @@ def test_nothing_gives_nothing(sizes):
 def test_short_sequences_take_no_list_of_blocks(monkeypatch, tokens, dense):
     """Guards the border: two slots of 16 tokens are everything that 32 tokens have, and not for one more."""
     calls = []
-    for name in ("attend_selected", "selected_gradients"):
-        function = getattr(sparse, name)
-        monkeypatch.setattr(sparse, name, lambda *a, f=function: (calls.append(f.__name__), f(*a))[1])
+    modules = {"attend_selected": sparse_call, "selected_query_gradient": sparse_backward}
+    modules["selected_key_gradients"] = sparse_backward
+    for name, module in modules.items():
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, f=function: (calls.append(f.__name__), f(*a))[1])
     check(draw(case(tokens=tokens)))
-    wanted = [] if dense else ["attend_selected", "selected_gradients"]
-    assert sorted(set(calls)) == wanted
+    assert sorted(set(calls)) == ([] if dense else sorted(modules))

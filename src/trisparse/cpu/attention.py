@@ -200,7 +200,7 @@ def sparse_forward(
     return out, branches, lse, ids
 
 
-def sparse_branches(
+def _branches_again(
     query: Tensor,
     key_cmp: Tensor,
     value_cmp: Tensor,
@@ -399,3 +399,26 @@ def sparse_backward(
         problem.give(name, tensor)
     _run("backward", problem)
     return grads
+
+
+def sparse_recompute_backward(
+    grad_out: Tensor,
+    query: Tensor,
+    key_cmp: Tensor,
+    value_cmp: Tensor,
+    key_slc: Tensor,
+    value_slc: Tensor,
+    key_win: Tensor,
+    value_win: Tensor,
+    gates: Tensor,
+    ids: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+) -> tuple[Tensor, ...]:
+    """The gradients of `sparse_backward`, bit for bit, from the ids alone: the branches are computed again."""
+    inputs = query, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win
+    where = config, scale, cu_seqlens, query_start
+    branches, lse = _branches_again(*inputs, ids, *where)
+    return sparse_backward(grad_out, *inputs, gates, branches, lse, ids, *where)

@@ -158,13 +158,13 @@ def backward_launch(
     )
 
 
-def combine_forward(branches: Tensor, gates: Tensor) -> Tensor:
+def combine_forward(branches: Tensor, gates: Tensor, out: Tensor | None = None) -> Tensor:
     """Eq. 5: the sum over n of gates[..., n] * branches[n].
 
     `branches` [N, B, Tq, H, E], `gates` [B, Tq, H, N] in any float dtype; returns [B, Tq, H, E] in the dtype
-    of the branches.
+    of the branches: `out`, contiguous, if it is given.
     """
-    out = branches.new_empty(branches.shape[1:])
+    out = branches.new_empty(branches.shape[1:]) if out is None else out
     forward_launch(branches.contiguous(), rowwise(gates), out).run()
     return out
 

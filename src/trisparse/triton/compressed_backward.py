@@ -34,7 +34,7 @@ def _new_gradients(key: Tensor, value: Tensor, splits: int, zero: bool) -> tuple
     return grad_key, new(splits, *value.shape, dtype=dtype, device=value.device)
 
 
-def compressed_gradients(
+def compressed_query_gradient(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -45,15 +45,29 @@ def compressed_gradients(
     partial: Tensor | None,
     grad_query: Tensor,
     place: Place,
-) -> tuple[Tensor, Tensor]:
-    """Fill `grad_query` as `band_query_gradient.query_gradient` does; return d key and d value."""
+) -> None:
+    """Fill `grad_query` as `band_query_gradient.query_gradient` does."""
     grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    band = block_band(place.config)
+    inputs = query, key, value, grad_out, lse, delta, gate, partial, grad_query
+    query_gradient(*inputs, place, block_band(place.config), pinned(QUERY_TILES, key, value)).run()
+
+
+def compressed_key_gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    gate: Tensor | None,
+    place: Place,
+) -> tuple[Tensor, Tensor]:
+    """d key and d value; the arguments are those of `compressed_query_gradient`."""
+    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
     inputs = query, key, value, grad_out, lse, delta, gate
-    query_gradient(*inputs, partial, grad_query, place, band, pinned(QUERY_TILES, key, value)).run()
     splits = num_splits(query.shape[1])
     grads = _new_gradients(key, value, splits, place.packed is not None)
-    key_gradient(*inputs, *grads, place, band, pinned(KEY_TILES, key, value)).run()
+    key_gradient(*inputs, *grads, place, block_band(place.config), pinned(KEY_TILES, key, value)).run()
     if splits == 1:
         return grads[0][0], grads[1][0]
     return grads[0].sum(dim=0).to(key.dtype), grads[1].sum(dim=0).to(value.dtype)
@@ -78,10 +92,9 @@ def compressed_backward(
     place = compressed_place(query, key, config, scale, cu_seqlens, query_start)
     grad_query = query.new_empty(query.shape)
     delta = row_sums(grad_out, out)
-    grad_key, grad_value = compressed_gradients(
-        grad_out, query, key, value, lse.contiguous(), delta, None, None, grad_query, place
-    )
-    return grad_query, grad_key, grad_value
+    inputs = grad_out, query, key, value, lse.contiguous(), delta, None
+    compressed_query_gradient(*inputs, None, grad_query, place)
+    return grad_query, *compressed_key_gradients(*inputs, place)
 
 
 def variants() -> Iterator[KernelVariant]:

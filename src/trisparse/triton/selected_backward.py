@@ -35,7 +35,7 @@ KEY_TILES: PinnedTiles = {
 }
 
 
-def selected_gradients(
+def selected_query_gradient(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -47,27 +47,41 @@ def selected_gradients(
     partial: Tensor | None,
     grad_query: Tensor,
     place: Place,
+) -> None:
+    """Fill `grad_query` as `selected_query_gradient.query_gradient` does; `ids` ascend, -1 last."""
+    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
+    ids = used_slots(ids, place)
+    tokens, tile = token_tile(query, key, ids, pinned(QUERY_TILES, key, value))
+    inputs = query, key, value, grad_out, lse, delta, gate, partial, grad_query
+    query_gradient(*inputs, visits_of(ids, tokens, place), place, tokens, tile).run()
+
+
+def selected_key_gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    ids: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    gate: Tensor | None,
+    place: Place,
     piece_rows: int = PIECE_ROWS,
 ) -> tuple[Tensor, Tensor]:
-    """Fill `grad_query` as `selected_query_gradient.query_gradient` does; return d key and d value.
+    """d key and d value; the arguments are those of `selected_query_gradient`.
 
-    `ids` are ascending and distinct, -1 last. A list of more than `piece_rows` rows is split.
+    A list of more than `piece_rows` rows is split.
     """
     grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
     inputs = query, key, value, grad_out, lse, delta, gate
-    ids = used_slots(ids, place)
-    tokens, tile = token_tile(query, key, ids, pinned(QUERY_TILES, key, value))
-    visits = visits_of(ids, tokens, place)
-    query_gradient(*inputs, partial, grad_query, visits, place, tokens, tile).run()
     # packed: whatever the bounds leave out has no program
     new = torch.empty if place.packed is None else torch.zeros
     grad_key = new(key.shape, dtype=key.dtype, device=key.device)
     grad_value = new(value.shape, dtype=value.dtype, device=value.device)
-    index = invert(ids, place, key.shape[1])
+    index = invert(used_slots(ids, place), place, key.shape[1])
     pieces = split(index, query.shape[1], key, value, place.config.select_block, piece_rows)
-    tile = pinned(KEY_TILES, key, value)
     outputs = grad_key, grad_value, index, pieces
-    key_gradient(*inputs, *outputs, piece_rows, place, tile).run()
+    key_gradient(*inputs, *outputs, piece_rows, place, pinned(KEY_TILES, key, value)).run()
     if pieces is not None:
         add_pieces(grad_key, grad_value, index, pieces, query.shape[1], place).run()
     return grad_key, grad_value
@@ -93,20 +107,9 @@ def selected_backward(
     place = selected_place(query, key, config, scale, cu_seqlens, query_start)
     grad_query = query.new_empty(query.shape)
     delta = row_sums(grad_out, out)
-    grad_key, grad_value = selected_gradients(
-        grad_out,
-        query,
-        key,
-        value,
-        usable_ids(ids, place),
-        lse.contiguous(),
-        delta,
-        None,
-        None,
-        grad_query,
-        place,
-    )
-    return grad_query, grad_key, grad_value
+    inputs = grad_out, query, key, value, usable_ids(ids, place), lse.contiguous(), delta, None
+    selected_query_gradient(*inputs, None, grad_query, place)
+    return grad_query, *selected_key_gradients(*inputs, place)
 
 
 def _empty_index(query: Tensor, key: Tensor, select_block: int) -> tuple[BlockIndex, Pieces]:
@@ -120,7 +123,7 @@ def _empty_index(query: Tensor, key: Tensor, select_block: int) -> tuple[BlockIn
     )
     counts = query.new_empty(pairs, num_blocks, dtype=torch.int32)
     sums = query.new_empty(pairs, 1, select_block, 1, dtype=torch.float32)
-    return index, Pieces(counts, counts, sums, sums, 2)
+    return index, Pieces(counts, counts, counts, sums, sums)
 
 
 def variants() -> Iterator[KernelVariant]:

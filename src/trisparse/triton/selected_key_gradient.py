@@ -35,15 +35,15 @@ class Pieces(NamedTuple):
     Attributes:
         counts: int32 [pairs, J], pieces of each block, at least 1.
         slots: int32 [pairs, J], where the sums of a block's first piece lie, if it has several.
+        blocks: int32 [pairs, slots], the block whose piece has a slot, if any has it.
         keys, values: fp32 [pairs, slots, l', D] and [..., E], those sums.
-        most: an upper limit of `counts`.
     """
 
     counts: Tensor
     slots: Tensor
+    blocks: Tensor
     keys: Tensor
     values: Tensor
-    most: int
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -72,13 +72,27 @@ def split(
     num_slots = _SPLIT_BLOCKS * most
     counts = counts.masked_fill((counts < 1) | (stops > num_slots), 1)
     shape = pairs, num_slots, select_block
+    numbers = torch.arange(num_slots, device=counts.device).repeat(pairs, 1)
+    blocks = torch.searchsorted(stops, numbers, right=True, out_int32=True)
     return Pieces(
         counts=counts.to(torch.int32),
         slots=(stops - wanted).to(torch.int32),
+        blocks=blocks.clamp_(max=index.num_blocks - 1),
         keys=key.new_empty(*shape, key.shape[3], dtype=torch.float32),
         values=value.new_empty(*shape, value.shape[3], dtype=torch.float32),
-        most=most,
     )
+
+
+@triton.jit
+def _piece_of(item, pair, counts, slots, slot_blocks, num_slots, num_blocks):
+    """(block, piece, pieces, has_work) of a pair's item: first come its slots, then its blocks."""
+    in_slot = item < num_slots
+    owner = tl.load(slot_blocks + pair * num_slots + tl.minimum(item, num_slots - 1))
+    block = tl.where(in_slot, owner, item - num_slots)
+    number = pair * num_blocks + block
+    pieces = tl.load(counts + number)
+    piece = tl.where(in_slot, item - tl.load(slots + number), 0)
+    return block, piece, pieces, (in_slot == (pieces > 1)) & (piece < pieces)
 
 
 @triton.jit
@@ -103,9 +117,7 @@ def _masked_entries(rows, size, last_row, HEADS: tl.constexpr, ROWS: tl.constexp
     return tl.minimum(tl.cdiv(inside * HEADS, ROWS), tl.cdiv(size * HEADS, ROWS)) * ROWS
 
 
-@triton.jit(
-    do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots", "most_pieces", "query_start"]
-)
+@triton.jit(do_not_specialize=["num_rows", "num_tokens", "num_blocks", "num_slots", "query_start"])
 def selected_key_kernel(
     query,
     key,
@@ -120,6 +132,7 @@ def selected_key_kernel(
     starts,
     counts,
     slots,
+    slot_blocks,
     piece_keys,
     piece_values,
     table,
@@ -142,7 +155,6 @@ def selected_key_kernel(
     num_tokens,
     num_blocks,
     num_slots,
-    most_pieces,
     piece_rows,
     query_start,
     groups,
@@ -166,16 +178,20 @@ def selected_key_kernel(
     HEAD_DIMS: tl.constexpr = (HEAD_DIM, HEAD_FIRST, HEAD_SECOND)
     VALUE_DIMS: tl.constexpr = (VALUE_DIM, VALUE_FIRST, VALUE_SECOND)
     PARTS: tl.constexpr = (SELECT_BLOCK + KEYS - 1) // KEYS
-    # early blocks have the longest lists: they start first
-    pairs = tl.num_programs(0) // (num_blocks * most_pieces * PARTS)
-    part, piece, pair, block = program_digits(PARTS, most_pieces, pairs)
+    # the longest lists start first: those in pieces, then early blocks
+    pairs = tl.num_programs(0) // ((num_slots + num_blocks) * PARTS)
+    part, pair, item, _ = program_digits(PARTS, pairs, num_slots + num_blocks)
     batch, group = pair // groups, pair % groups
+    block = item
+    if SPLIT:
+        block, piece, pieces, has_work = _piece_of(
+            item, pair, counts, slots, slot_blocks, num_slots, num_blocks
+        )
+        if not has_work:
+            return
     number = pair * num_blocks + block
     begin, end = tl.load(starts + number), tl.load(starts + number + 1)
-    if SPLIT:
-        pieces = tl.load(counts + number)
-        if piece >= pieces:
-            return
+    if SPLIT:  # noqa: SIM102 (known when compiled)
         if pieces > 1:
             begin += piece * piece_rows
             end = tl.minimum(begin + piece_rows, end)
@@ -219,7 +235,7 @@ def selected_key_kernel(
     if SPLIT:  # noqa: SIM102 (known when compiled: without pieces there is nowhere to store their sums)
         if pieces > 1:
             pieces_pair = piece_keys, piece_values, HEAD_DIM, VALUE_DIM
-            places = (pair * num_slots + tl.load(slots + number) + piece) * SELECT_BLOCK + offsets
+            places = (pair * num_slots + item) * SELECT_BLOCK + offsets
             store_pair(pieces_pair, places, owned, grad_keys, grad_values, HEAD_DIMS, VALUE_DIMS)
             return
     # d key and d value are ours and contiguous: [B, T, G, D | E]
@@ -304,23 +320,24 @@ def key_gradient(
     batch, num_tokens, groups, head_dim = key.shape
     block = place.config.select_block
     keys = keys_of_step(block, tile.keys)
-    most = 1 if pieces is None else pieces.most
+    num_slots = 0 if pieces is None else pieces.keys.shape[1]
     table = _block_table(place)
-    absent = dict.fromkeys(("counts", "slots", "piece_keys", "piece_values"))
+    absent = dict.fromkeys(("counts", "slots", "slot_blocks", "piece_keys", "piece_values"))
+    items = index.num_blocks + num_slots
     return Launch(
         kernel=selected_key_kernel,
-        programs=batch * groups * index.num_blocks * most * triton.cdiv(block, keys),
+        programs=batch * groups * items * triton.cdiv(block, keys),
         arguments={
             **gradient_arguments(query, key, value, grad_out, lse, delta, gate, place),
             "grad_key": grad_key,
             "grad_value": grad_value,
             "rows": index.rows,
             "starts": index.starts,
-            **({**absent, "num_slots": 0} if pieces is None else pieces.arguments),
+            **(absent if pieces is None else {**pieces.arguments, "slot_blocks": pieces.blocks}),
+            "num_slots": num_slots,
             "table": table,
             "num_tokens": num_tokens,
             "num_blocks": index.num_blocks,
-            "most_pieces": most,
             "piece_rows": piece_rows,
         },
         constants={

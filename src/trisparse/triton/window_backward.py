@@ -16,7 +16,7 @@ from trisparse.triton.variants import KernelVariant
 from trisparse.triton.window_forward import token_band
 
 
-def window_gradients(
+def window_query_gradient(
     grad_out: Tensor,
     query: Tensor,
     key: Tensor,
@@ -27,17 +27,32 @@ def window_gradients(
     partial: Tensor | None,
     grad_query: Tensor,
     place: Place,
-) -> tuple[Tensor, Tensor]:
-    """Fill `grad_query` as `band_query_gradient.query_gradient` does; return d key and d value."""
+) -> None:
+    """Fill `grad_query` as `band_query_gradient.query_gradient` does."""
     grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    band = token_band(place.config)
+    inputs = query, key, value, grad_out, lse, delta, gate, partial, grad_query
+    query_gradient(*inputs, place, token_band(place.config), pinned(QUERY_TILES, key, value)).run()
+
+
+def window_key_gradients(
+    grad_out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    gate: Tensor | None,
+    place: Place,
+) -> tuple[Tensor, Tensor]:
+    """d key and d value; the arguments are those of `window_query_gradient`."""
+    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
     inputs = query, key, value, grad_out, lse, delta, gate
-    query_gradient(*inputs, partial, grad_query, place, band, pinned(QUERY_TILES, key, value)).run()
     # packed: whatever the bounds leave out has no program
     new = torch.empty if place.packed is None else torch.zeros
     grad_key = new(1, *key.shape, dtype=key.dtype, device=key.device)
     grad_value = new(1, *value.shape, dtype=value.dtype, device=value.device)
-    key_gradient(*inputs, grad_key, grad_value, place, band, pinned(KEY_TILES, key, value)).run()
+    band, tile = token_band(place.config), pinned(KEY_TILES, key, value)
+    key_gradient(*inputs, grad_key, grad_value, place, band, tile).run()
     return grad_key[0], grad_value[0]
 
 
@@ -63,10 +78,9 @@ def window_backward(
     place = Place(config=config, scale=scale, query_start=query_start, packed=packed)
     grad_query = query.new_empty(query.shape)
     delta = row_sums(grad_out, out)
-    grad_key, grad_value = window_gradients(
-        grad_out, query, key, value, lse.contiguous(), delta, None, None, grad_query, place
-    )
-    return grad_query, grad_key, grad_value
+    inputs = grad_out, query, key, value, lse.contiguous(), delta, None
+    window_query_gradient(*inputs, None, grad_query, place)
+    return grad_query, *window_key_gradients(*inputs, place)
 
 
 def variants() -> Iterator[KernelVariant]:
