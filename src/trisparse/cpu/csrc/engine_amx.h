@@ -84,6 +84,12 @@ class AmxEngine {
     }
   }
 
+  // The same from a tensor whose rows lie `stride` numbers apart
+  static void pack_tensor_rows(const void* from, int32_t, ptrdiff_t stride, int rows, int columns,
+                               Element* to) {
+    pack_rows(static_cast<const Element*>(from), stride, rows, columns, to);
+  }
+
   static void multiply(const Matrices<Element>& m) {
     if (m.tiles == 2) {
       int panel = 0;

@@ -50,6 +50,15 @@ class FloatEngine {
     }
   }
 
+  // The same from a tensor whose rows lie `stride` numbers apart
+  static void pack_tensor_rows(const void* from, int32_t type, ptrdiff_t stride, int rows, int columns,
+                               Element* to) {
+    for (int column = 0; column < columns; column += kPanel) {
+      const char* place = static_cast<const char*>(from) + column * size_of(type);
+      read_columns<kPanel>(place, type, stride, rows, to + column * rows);
+    }
+  }
+
   // not inline: compiling takes less time, and running no more
   [[gnu::noinline]] static void multiply(const Matrices<Element>& m) {
     int panel = 0;

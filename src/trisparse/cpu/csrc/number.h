@@ -64,6 +64,17 @@ inline void read_numbers(const void* from, int64_t count, float* to) {
   for (int64_t index = 0; index < count; ++index) to[index] = to_float(numbers[index]);
 }
 
+// `columns` neighbouring numbers of each of some rows, one row after the other
+template <class Number, int columns>
+inline void read_columns(const void* from, ptrdiff_t stride, int rows, float* to) {
+  const Number* numbers = static_cast<const Number*>(from);
+  for (int row = 0; row < rows; ++row) {
+    for (int column = 0; column < columns; ++column) {
+      to[row * columns + column] = to_float(numbers[row * stride + column]);
+    }
+  }
+}
+
 template <class Number>
 inline void write_numbers(const float* from, float factor, int64_t count, void* to) {
   Number* numbers = static_cast<Number*>(to);
@@ -76,6 +87,14 @@ inline void write_numbers(const float* from, float factor, int64_t count, void* 
   if (type == kFloat32) return read_numbers<float>(from, count, to);
   if (type == kBFloat16) return read_numbers<BFloat16>(from, count, to);
   read_numbers<Float16>(from, count, to);
+}
+
+template <int columns>
+[[gnu::noinline]] inline void read_columns(const void* from, int32_t type, ptrdiff_t stride, int rows,
+                                           float* to) {
+  if (type == kFloat32) return read_columns<float, columns>(from, stride, rows, to);
+  if (type == kBFloat16) return read_columns<BFloat16, columns>(from, stride, rows, to);
+  read_columns<Float16, columns>(from, stride, rows, to);
 }
 
 [[gnu::noinline]] inline void write_numbers(const float* from, float factor, int64_t count, int32_t type,

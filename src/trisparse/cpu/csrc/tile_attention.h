@@ -42,7 +42,7 @@ class TileAttention {
       : shape_(shape),
         exponent_(shape),
         keys_in_place_(Engine::in_place(type) && shape.head_dim == shape.head_depth),
-        values_in_place_(Engine::in_place(type) && shape.value_dim == shape.value_depth),
+        values_whole_(shape.value_dim == shape.value_depth),
         rows_(kTileKeys * std::max(shape.head_depth, shape.value_depth)),
         weights_(columns * kTileKeys),
         scores_(kTileKeys * columns) {}
@@ -76,14 +76,8 @@ class TileAttention {
 
   // scores_ [64][columns]
   void score(const KeyTile& tile, const KeyPlace& place, const TileQuery<Engine>& query) {
-    const Element* keys = rows_.get();
-    ptrdiff_t stride = shape_.head_depth;
-    if (keys_in_place_ && place.neighbours(tile)) {
-      keys = static_cast<const Element*>(place.address(tile.key[0]));
-      stride = place.tensor.row_stride;
-    } else {
-      stage(tile, place, shape_.head_dim, shape_.head_depth);
-    }
+    const bool in_place = keys_in_place_ && place.neighbours(tile);
+    const ptrdiff_t stride = in_place ? place.tensor.row_stride : shape_.head_depth;
     Matrices<Element> m{};
     m.tiles = 2;
     m.out_stride = query.rows.columns;
@@ -94,10 +88,16 @@ class TileAttention {
     m.depth = shape_.head_depth;
     m.runs = 1;
     for (int first = 0; first < kTileKeys; first += kPairRows) {
+      const Element* keys = rows_.get();
+      if (in_place) {
+        keys = static_cast<const Element*>(place.address(tile.key[0])) + first * stride;
+      } else {
+        // multiplied while they are near
+        stage(tile, place, {first, first + kPairRows}, shape_.head_dim, shape_.head_depth);
+      }
       for (int half = 0; half < 2; ++half) {
-        const int key = first + half * kTileRows;
-        m.left[half] = keys + key * stride;
-        m.out[half] = scores_.get() + key * m.out_stride;
+        m.left[half] = keys + half * kTileRows * stride;
+        m.out[half] = scores_.get() + (first + half * kTileRows) * m.out_stride;
       }
       Engine::multiply(m);
       ask(kScoreShare);
@@ -135,18 +135,19 @@ class TileAttention {
   }
 
   void add_values(const KeyTile& tile, const KeyPlace& place, const LaneRows& rows) {
-    const Element* from = rows_.get();
-    ptrdiff_t stride = shape_.value_depth;
-    if (values_in_place_ && place.neighbours(tile)) {
-      from = static_cast<const Element*>(place.address(tile.key[0]));
-      stride = place.tensor.row_stride;
-    } else {
-      stage(tile, place, shape_.value_dim, shape_.value_depth);
-    }
+    const bool read = values_whole_ && place.neighbours(tile);
+    if (!read) stage(tile, place, {0, kTileKeys}, shape_.value_dim, shape_.value_depth);
     // two steps of columns take turns in little memory: what was just packed is multiplied while it is near
     const int depth = shape_.value_depth;
     for (int column = 0; column < depth; column += kStep) {
-      Engine::pack_rows(from + column, stride, kTileKeys, std::min(kStep, depth - column), step_of(column));
+      const int columns = std::min(kStep, depth - column);
+      if (read) {
+        const char* from = static_cast<const char*>(place.address(tile.key[0])) + column * size_of(place.type);
+        Engine::pack_tensor_rows(from, place.type, place.tensor.row_stride, kTileKeys, columns,
+                                 step_of(column));
+      } else {
+        Engine::pack_rows(rows_.get() + column, depth, kTileKeys, columns, step_of(column));
+      }
       ask(kPackShare);
       if (column > 0) add_step(column - kStep, rows);
     }
@@ -173,10 +174,14 @@ class TileAttention {
     ask(kProductShare);
   }
 
-  // rows_ [64][padded]; zeros where the tile has no key, for 0 * NaN would be NaN
-  void stage(const KeyTile& tile, const KeyPlace& place, int count, int padded) {
-    for (int column = 0; column < kTileKeys; ++column) {
-      Element* to = rows_.get() + column * padded;
+  struct Columns {
+    int begin, end;
+  };
+
+  // rows_ [columns][padded]; zeros where the tile has no key, for 0 * NaN would be NaN
+  void stage(const KeyTile& tile, const KeyPlace& place, Columns columns, int count, int padded) {
+    for (int column = columns.begin; column < columns.end; ++column) {
+      Element* to = rows_.get() + (column - columns.begin) * padded;
       if (tile.key[column] == kNoKey) {
         std::fill(to, to + padded, Element(0));
       } else {
@@ -187,7 +192,7 @@ class TileAttention {
 
   const Shape& shape_;
   Exponent<Engine> exponent_;
-  bool keys_in_place_, values_in_place_;
+  bool keys_in_place_, values_whole_;
   Buffer<Element> rows_;
   Buffer<Element> values_{2 * kStep * kTileKeys};
   Buffer<Element> weights_;  // [columns / 16][16][64]

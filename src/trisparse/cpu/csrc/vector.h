@@ -2,7 +2,8 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
-#if defined(__AVX__)
+// a second to compile, in each source file; AVX2 does without
+#if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
 
@@ -42,7 +43,7 @@ inline bool any_above(Floats vector, float bound) {
 #if defined(__AVX512F__)
   return _mm512_cmp_ps_mask((__m512)vector, _mm512_set1_ps(bound), _CMP_GT_OQ) != 0;
 #elif defined(__AVX__)
-  return _mm256_movemask_ps(_mm256_cmp_ps((__m256)vector, _mm256_set1_ps(bound), _CMP_GT_OQ)) != 0;
+  return __builtin_ia32_movmskps256((Floats)(vector > splat(bound))) != 0;
 #else
   bool found = false;
   for (int lane = 0; lane < kLanes; ++lane) found |= vector[lane] > bound;
