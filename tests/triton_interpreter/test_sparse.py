@@ -1,5 +1,6 @@
 """The whole op is the gated sum of its parts, and so is its gradient."""
 
+import importlib
 from dataclasses import replace
 
 import comparison
@@ -12,7 +13,7 @@ from trisparse import triton as room
 from trisparse.reference.sparse_attention import gated_sum
 from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.testing.inputs import Case
-from trisparse.triton import row_chunks, sparse_backward, sparse_call
+from trisparse.triton import row_chunks, sparse_call
 from trisparse.triton.combine import combine_forward
 
 CONFIG = trisparse.SparseConfig(
@@ -244,8 +245,13 @@ def test_nothing_gives_nothing(sizes):
 def test_short_sequences_take_no_list_of_blocks(monkeypatch, tokens, dense):
     """Guards the border: two slots of 16 tokens are everything that 32 tokens have, and not for one more."""
     calls = []
-    modules = {"attend_selected": sparse_call, "selected_query_gradient": sparse_backward}
-    modules["selected_key_gradients"] = sparse_backward
+    # the module, not the function of this name
+    backward = importlib.import_module("trisparse.triton.sparse_backward")
+    modules = {
+        "attend_selected": sparse_call,
+        "selected_query_gradient": backward,
+        "selected_key_gradients": backward,
+    }
     for name, module in modules.items():
         function = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *a, f=function: (calls.append(f.__name__), f(*a))[1])
