@@ -1,6 +1,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 GPU_RESULTS ?= benchmarks/results/gpu
+# of train-gpu
+MINUTES ?= 9
 # most of a GPU test is the compilation of its kernels, by one core
 WORKERS ?= 8
 # of each half of the GPU tests; what is interrupted then still writes its report
@@ -8,7 +10,7 @@ GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
 	-W default -k "gpu or triton" --durations 25
 
-.PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu
+.PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu tune-gpu train-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -34,7 +36,8 @@ sanitize: .venv/test.stamp
 	$(BIN)/python tools/sanitize.py
 
 # on a machine with a CUDA GPU, by its own Python with torch, Triton and pytest: nothing is installed.
-# Its versions need not be ours, so that warnings are shown and end nothing.
+# Its versions need not be ours, so that warnings are shown and end nothing. Where the checkout was copied without
+# its history, TRISPARSE_COMMIT names the commit for the tables.
 test-gpu:
 	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests.xml tests/gpu; first=$$?; \
 	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests_of_all.xml tests/test_*.py && exit $$first
@@ -42,6 +45,14 @@ test-gpu:
 # ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) tools/bench_gpu --output $(GPU_RESULTS)
+
+# tiles beside those that are pinned, which it leaves as they are; ends within ten minutes: again, and it goes on
+tune-gpu:
+	PYTHONPATH=src $(PYTHON) tools/tune_gpu --output $(GPU_RESULTS)
+
+# two models of 130 million parameters, with NSA and with full attention, in MINUTES minutes; rows and figure
+train-gpu:
+	PYTHONPATH=src $(PYTHON) tools/train_gpu --minutes $(MINUTES) --output $(GPU_RESULTS)
 
 .venv/run.stamp: requirements/torch.txt requirements/run.txt pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) tools/make_venv.py .venv

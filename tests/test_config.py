@@ -20,6 +20,8 @@ CONFIG = SparseConfig(
         ({"num_selected": 0}, ValueError, "num_selected: expected at least 1, got 0"),
         ({"num_initial": -1}, ValueError, "num_initial: expected at least 0, got -1"),
         ({"num_local": -1}, ValueError, "num_local: expected at least 0, got -1"),
+        ({"window": 2**63}, ValueError, f"window: expected at most {2**63 - 1}, got {2**63}"),
+        ({"num_selected": 2**15 + 1}, ValueError, "num_selected: expected at most 32768, got 32769"),
         ({"compress_stride": 64}, ValueError, "compress_stride: expected at most compress_block=32, got 64"),
         (
             {"compress_stride": 12},

@@ -11,7 +11,7 @@ import trisparse
 from trisparse import SparseConfig, backends
 from trisparse.decode import sparse_decode
 from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
-from trisparse.testing.inputs import device_of, kernel_backends
+from trisparse.testing.inputs import device_of, kernel_backends, usable_backends
 
 BACKENDS = kernel_backends(torch.float32)
 NATIVE = [name for name in BACKENDS if name in backends.FUSED]
@@ -112,6 +112,19 @@ def test_narrow_numbers(backend, new_tokens, dtype):
     shape = {"heads": 16, "groups": 1, "head_dim": 64, "value_dim": 64}
     call = moved(make_decoding(lengths, new_tokens, SMALL, dtype=dtype, ring=True, **shape), backend)
     check_rows(call, *call.run(backend))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("new_tokens", [33, 64])
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_many_new_tokens(backend, new_tokens, dtype):
+    """Guards guesses to be verified and the end of a prompt: more rows than a tile, from any start."""
+    lengths = [new_tokens, new_tokens + 1, 200, 513]
+    for heads, config, ring in (("16 of 1", "small", True), ("4 of 2", "paper", False)):
+        h, g, d, e = HEADS[heads]
+        shape = {"heads": h, "groups": g, "head_dim": d, "value_dim": e, "dtype": dtype}
+        call = moved(make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape), backend)
+        check_rows(call, *call.run(backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

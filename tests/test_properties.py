@@ -2,17 +2,19 @@
 
 import pytest
 import torch
+from agreement import attend, ids_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import trisparse
 from trisparse import SparseConfig
+from trisparse.testing.budget import assert_within_budget
 from trisparse.testing.inputs import Case, device_of, make_inputs, usable_backends
 
 BACKENDS = usable_backends(torch.float32)
+WIDE = torch.float64
 # on a GPU each example is compiled first
 FEW = settings(max_examples=4 if "triton" in BACKENDS else 12, deadline=None, derandomize=True, database=None)
-CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 
 
 @st.composite
@@ -44,16 +46,20 @@ def cases(draw):
     )
 
 
-def inputs_of(case, seed, backend):
-    return make_inputs(case, torch.float32, seed).to(device_of(backend))
+def inputs_of(case, seed, backend, dtype=torch.float32):
+    return make_inputs(case, dtype, seed).to(device_of(backend))
 
 
 def dense(query, key, value):
-    """Causal attention by PyTorch."""
+    """Causal attention by PyTorch in the inputs' dtype, and in fp64."""
     repeat = query.shape[2] // key.shape[2]
-    key, value = (x.repeat_interleave(repeat, dim=2).transpose(1, 2) for x in (key, value))
-    out = torch.nn.functional.scaled_dot_product_attention(query.transpose(1, 2), key, value, is_causal=True)
-    return out.transpose(1, 2)
+    key, value = (x.repeat_interleave(repeat, dim=2) for x in (key, value))
+    wide = [x.double().cpu().transpose(1, 2) for x in (query, key, value)]
+    outs = [
+        torch.nn.functional.scaled_dot_product_attention(*each, is_causal=True).transpose(1, 2)
+        for each in ([x.to(query.dtype) for x in wide], wide)
+    ]
+    return outs[0], outs[1]
 
 
 def whole(inputs, backend, **others):
@@ -68,7 +74,7 @@ def test_wide_window_is_dense_attention(backend, case, seed):
     inputs = inputs_of(case, seed, backend)
     config = SparseConfig(window=case.tokens)
     out = trisparse.window_attention(inputs.query, *inputs.window, config, backend=backend)
-    torch.testing.assert_close(out, dense(inputs.query, *inputs.window), **CLOSE)
+    assert_within_budget("wide window", out, *dense(inputs.query, *inputs.window), seed=seed)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -81,7 +87,7 @@ def test_selecting_every_block_is_dense_attention(backend, case, seed):
     config = SparseConfig(**sizes)
     ids = trisparse.select_blocks(inputs.query, inputs.compressed[0], config, backend=backend)
     out = trisparse.selected_attention(inputs.query, *inputs.selected, ids, config, backend=backend)
-    torch.testing.assert_close(out, dense(inputs.query, *inputs.selected), **CLOSE)
+    assert_within_budget("every block", out, *dense(inputs.query, *inputs.selected), seed=seed)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -93,7 +99,11 @@ def test_chunks_equal_the_whole(backend, case, seed, data):
     start = data.draw(st.integers(0, case.tokens))
     chunk = inputs.with_tensors((inputs.query[:, start:], *inputs.tensors[1:-1], inputs.gates[:, start:]))
     out = whole(chunk, backend, query_start=start)
-    torch.testing.assert_close(out, whole(inputs, backend)[:, start:], **CLOSE)
+    ids = ids_of(inputs, backend).cpu()
+    low, gold = (
+        attend("whole", given, ids, "reference")[0] for given in (inputs.to("cpu"), inputs.to("cpu").to(WIDE))
+    )
+    assert_within_budget("chunk", out, low[:, start:], gold[:, start:], seed=seed)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -118,22 +128,6 @@ def test_ids_keep_their_contract(backend, case, seed):
 @pytest.mark.parametrize("backend", BACKENDS)
 @given(case=cases(), seed=st.integers(0, 99))
 @FEW
-def test_groups_and_batch_rows_are_independent(backend, case, seed):
-    """Guards against a stride of the wrong group or batch row."""
-    inputs = inputs_of(case, seed, backend)
-    out = whole(inputs, backend)
-    per_group = case.heads // case.groups
-    heads = slice((case.groups - 1) * per_group, case.heads)
-    cuts = [slice(case.groups - 1, case.groups)] * 6
-    tensors = [x[-1:, :, cut] for x, cut in zip(inputs.tensors, [heads, *cuts, heads], strict=True)]
-    torch.testing.assert_close(
-        whole(inputs.with_tensors(tuple(tensors)), backend), out[-1:, :, heads], **CLOSE
-    )
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@given(case=cases(), seed=st.integers(0, 99))
-@FEW
 def test_output_is_linear_in_values_and_gates(backend, case, seed):
     """Guards against values or gates that reach the softmax."""
     inputs = inputs_of(case, seed, backend)
@@ -151,7 +145,8 @@ def test_scale_can_be_folded_into_the_query(backend, case, seed):
     """Guards against a scale used twice or in two of three branches."""
     inputs = inputs_of(case, seed, backend)
     folded = inputs.with_tensors((2 * inputs.query, *inputs.tensors[1:]))
-    torch.testing.assert_close(whole(folded, backend, scale=0.25), whole(inputs, backend, scale=0.5), **CLOSE)
+    # powers of two change no digit
+    assert torch.equal(whole(folded, backend, scale=0.25), whole(inputs, backend, scale=0.5))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -177,8 +172,10 @@ def test_lse_is_that_of_the_scores(backend, case, seed):
     inputs, config = inputs_of(case, seed, backend), case.config
     _, lse = trisparse.compressed_attention(inputs.query, *inputs.compressed, config, backend=backend)
     key = inputs.compressed[0].repeat_interleave(case.heads // case.groups, dim=2)
-    scores = torch.einsum("bthd,bchd->bthc", inputs.query, key) * case.head_dim**-0.5
     ends = torch.arange(key.shape[1]) * config.compress_stride + config.compress_block - 1
-    hidden = ends > torch.arange(case.tokens)[:, None]
-    scores = scores.cpu().masked_fill(hidden[:, None], float("-inf"))
-    torch.testing.assert_close(lse.cpu(), scores.logsumexp(dim=-1), **CLOSE)
+    hidden = (ends > torch.arange(case.tokens)[:, None])[:, None]
+    exact = []
+    for dtype in (torch.float32, WIDE):
+        scores = torch.einsum("bthd,bchd->bthc", inputs.query.to(dtype), key.to(dtype)) * case.head_dim**-0.5
+        exact.append(scores.cpu().masked_fill(hidden, float("-inf")).logsumexp(dim=-1))
+    assert_within_budget("lse", lse, *exact, seed=seed)

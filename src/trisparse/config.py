@@ -2,6 +2,11 @@
 
 from dataclasses import dataclass
 
+# blocks that one query may select
+MAX_SLOTS = 2**15
+# the largest number that an operator schema can carry
+_MAX_SIZE = 2**63 - 1
+
 
 def _require(holds: bool, message: str) -> None:
     if not holds:
@@ -23,8 +28,8 @@ class SparseConfig:
 
     Raises:
         TypeError: a field is not an int.
-        ValueError: a size below 1, a stride that divides neither block, l outside d..l', or too few slots
-            for the forced blocks.
+        ValueError: a size below 1 or beyond int64, a stride that does not divide both blocks, l outside
+            d..l', more than 2**15 slots or too few for the forced blocks; the message begins with the field.
     """
 
     compress_block: int = 32
@@ -40,7 +45,9 @@ class SparseConfig:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
             least = 0 if name in ("num_initial", "num_local") else 1
+            most = MAX_SLOTS if name == "num_selected" else _MAX_SIZE
             _require(value >= least, f"{name}: expected at least {least}, got {value}")
+            _require(value <= most, f"{name}: expected at most {most}, got {value}")
         block, stride, select = self.compress_block, self.compress_stride, self.select_block
         _require(stride <= block, f"compress_stride: expected at most compress_block={block}, got {stride}")
         _require(

@@ -1,8 +1,9 @@
 """The operators PyTorch knows us by: schemas, shapes for tracing, and dispatch to the backend's room.
 
 One operator per stage and direction, the backend an argument; four for the whole op (forward, backward,
-backward from the ids alone, decode), which only the backends in `backends.FUSED` have. Nothing here imports Triton or starts a
-compiler. Operators have no autograd formula of their own: `autograd.py` routes the gradients.
+backward from the ids alone, decode), which only the backends in `backends.FUSED` have. Nothing here imports
+Triton or starts a compiler. Operators have no autograd formula of their own: `autograd.py` routes the
+gradients.
 """
 
 from collections.abc import Callable

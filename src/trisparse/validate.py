@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trisparse.config import SparseConfig
+from trisparse.config import MAX_SLOTS, SparseConfig
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_MAX_SLOTS = 2**15
 
 
 def tensor(name: str, value: Any, rank: int) -> None:
@@ -124,8 +123,8 @@ def block_ids(ids: Any, query: Tensor, groups: int) -> None:
         (("B", query.shape[0]), ("T", query.shape[1]), ("G", groups), ("S", ids.shape[3])),
         "; one selection per KV group, not per query head",
     )
-    if ids.shape[3] > _MAX_SLOTS:
-        raise ValueError(f"ids: expected at most S={_MAX_SLOTS} slots, got {ids.shape[3]}")
+    if ids.shape[3] > MAX_SLOTS:
+        raise ValueError(f"ids: expected at most S={MAX_SLOTS} slots, got {ids.shape[3]}")
 
 
 def branch_gates(gates: Any, query: Tensor) -> None:

@@ -8,7 +8,8 @@ import pytest
 from trisparse import api, backends
 from trisparse.bench import attention
 from trisparse.report import latency
-from trisparse.report.measurement import COLUMNS, TIMES
+from trisparse.report.measurement import ATTENTION_COLUMNS as COLUMNS
+from trisparse.report.measurement import TIMES
 
 from .small import SIZES, scaled
 

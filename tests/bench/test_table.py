@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from trisparse.bench.table import append_rows, environment
-from trisparse.report.measurement import COLUMNS
+from trisparse.report.measurement import ATTENTION_COLUMNS as COLUMNS
 from trisparse.report.rows import read_rows
 
 

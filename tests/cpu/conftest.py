@@ -3,15 +3,19 @@
 import logging
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from trisparse.cli.main import run
+from trisparse.cpu import build as build_module
+from trisparse.cpu import library as library_module
 from trisparse.cpu.library import _part, _whole, library
 from trisparse.cpu.processor import Processor
 
-from .standin import SOURCES, Messages, Script
+from .standin import SOURCES, Call, Messages, Script
 
 
 @pytest.fixture
@@ -93,3 +97,23 @@ def select() -> Iterator[Callable[[str], None]]:
     before = library().instructions
     yield lambda name: library().select(name)
     library().select(before)
+
+
+@pytest.fixture
+def call(
+    sources: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Call:
+    """Runs `trisparse WORDS` over the stand-in's sources -> exit code, stdout, stderr."""
+    monkeypatch.setattr(build_module, "SOURCES", sources)
+    monkeypatch.setattr(library_module, "SOURCES", sources)
+    monkeypatch.setenv("TRISPARSE_CACHE", str(folder.parent))
+
+    def caller(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["trisparse", *words])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run()
+        out, err = capfd.readouterr()
+        return int(stop.value.code or 0), out, err
+
+    return caller

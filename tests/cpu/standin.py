@@ -122,6 +122,8 @@ SOURCES = {
 
 # makes the compiler a shell script -> a file that the script may write to
 Script = Callable[..., Path]
+# words of the command line -> exit code, stdout, stderr
+Call = Callable[..., tuple[int, str, str]]
 # what was logged so far
 Messages = Callable[[], list[str]]
 

@@ -3,41 +3,14 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from trisparse.cli.main import run
-from trisparse.cpu import build as build_module
-from trisparse.cpu import library as library_module
-
-from .standin import names
+from .standin import Call, names
 
 pytestmark = pytest.mark.usefixtures("clean_environment")
 compiled = pytest.mark.usefixtures("real_compiler")
-
-Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(
-    sources: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Call:
-    """Runs `trisparse WORDS` over the stand-in's sources -> exit code, stdout, stderr."""
-    monkeypatch.setattr(build_module, "SOURCES", sources)
-    monkeypatch.setattr(library_module, "SOURCES", sources)
-    monkeypatch.setenv("TRISPARSE_CACHE", str(folder.parent))
-
-    def caller(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["trisparse", *words])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            run()
-        out, err = capfd.readouterr()
-        return int(stop.value.code or 0), out, err
-
-    return caller
 
 
 @compiled

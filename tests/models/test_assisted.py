@@ -8,7 +8,7 @@ from transformers import DynamicCache
 from trisparse.models import TrisparseForCausalLM
 
 from .generated import KINDS, generated, greedy_without_cache, model_of
-from .tiny import ids_of, tiny_model
+from .tiny import VOCABULARY, ids_of, tiny_model
 
 
 def assistant() -> TrisparseForCausalLM:
@@ -56,6 +56,49 @@ def test_a_model_that_assists_itself_is_always_right(kind: str) -> None:
     assert torch.equal(generated(model, ids, assistant_model=helper, max_new_tokens=24), expected)
     # 6 tokens a call after the first: five guessed, one of its own
     assert len(forwards.tokens) == 4
+
+
+@pytest.mark.parametrize(("kind", "guesses"), [("nsa", 40), ("mixed", 64)])
+def test_long_drafts_of_the_model_itself_are_all_kept(kind: str, guesses: int) -> None:
+    """Guards verification of more tokens than a tile has rows, the last of them too."""
+    model, ids = model_of(kind), ids_of(1, 9)
+    expected = greedy_without_cache(model, ids, steps=guesses + 3)
+    helper = model_of(kind)
+    helper.generation_config.assistant_confidence_threshold = 0.0
+    helper.generation_config.num_assistant_tokens = guesses
+    forwards = Forwards(model)
+    assert torch.equal(generated(model, ids, assistant_model=helper, max_new_tokens=guesses + 3), expected)
+    assert forwards.tokens[0] == 9 + guesses
+    assert len(forwards.tokens) == 2
+
+
+@pytest.mark.parametrize("guesses", [33, 64])
+@pytest.mark.parametrize("kind", ["nsa", "shared", "mixed"])
+def test_long_drafts_that_are_refused_change_nothing_of_the_text(kind: str, guesses: int) -> None:
+    """Guards crops of nearly all of a long draft, one after the other."""
+    # every token has been followed by others: there is always something to guess
+    model, ids = model_of(kind), torch.arange(1, VOCABULARY).repeat(3)[None]
+    expected = greedy_without_cache(model, ids, steps=6)
+    forwards = Forwards(model)
+    # drafts may be as long as the text that is still wanted: it is stopped long before
+    out = generated(
+        model,
+        ids,
+        prompt_lookup_num_tokens=guesses,
+        max_new_tokens=200,
+        stopping_criteria=[lambda text, _: torch.tensor([text.shape[1] >= ids.shape[1] + 6])],
+    )
+    assert torch.equal(out[:, :6], expected)
+    assert out.shape[1] < 12
+    assert forwards.tokens[0] == ids.shape[1] + guesses
+    assert sum(count == guesses + 1 for count in forwards.tokens[1:]) > 2
+
+
+def test_draft_that_is_too_long_to_be_taken_back_is_named() -> None:
+    """Guards the limit of 64 guesses a call against wrong text."""
+    model, ids = model_of(), ids_of(1, 7).repeat(1, 60)
+    with pytest.raises(ValueError, match="expected a crop of at most max_rollback=64 tokens"):
+        generated(model, ids, prompt_lookup_num_tokens=300, max_new_tokens=310)
 
 
 @pytest.mark.parametrize("candidates", [1, 6, 60])

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from jinja2 import TemplateError
 
 from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from trisparse.models import TrisparseForCausalLM
@@ -16,6 +17,13 @@ SETTINGS: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False}
 TEMPLATE = (
     "{% for m in messages %}[{{ m.role }}]{{ m.content.strip() }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+# refuses what many do
+STRICT = (
+    "{% for m in messages %}"
+    "{% if m.role == 'user' and not m.content.strip() %}{{ raise_exception('empty') }}{% endif %}"
+    "{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('two in a row') }}{% endif %}"
+    "{% endfor %}"
 )
 
 
@@ -112,6 +120,19 @@ def test_template_is_used_and_its_common_beginning_reused() -> None:
     prompt = torch.tensor([conversation.ids[:-9]])
     assert conversation.ids[-9:] == greedy_without_cache(conversation.model, prompt, 9)[0].tolist()
     assert conversation.prefilled < 60 < len(conversation.ids)
+
+
+def test_turn_that_the_template_refuses_is_forgotten() -> None:
+    """Guards the next turn: many templates want users and models to take turns."""
+    conversation = new_conversation()
+    conversation.tokenizer.chat_template = STRICT + TEMPLATE
+    conversation.ask("How are you?", **SETTINGS)
+    before = list(conversation.ids)
+    with pytest.raises(TemplateError, match="empty"):
+        conversation.ask(" ", **SETTINGS)
+    assert conversation.ids == before
+    conversation.ask("Why?", **SETTINGS)
+    assert b"[user]Why?\n[assistant]" in bytes(token % 256 for token in conversation.ids)
 
 
 def test_reset_forgets_everything() -> None:

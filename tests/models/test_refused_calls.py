@@ -109,18 +109,46 @@ def test_cache_of_another_configuration_is_refused_and_kept(change: dict[str, An
     check_it_goes_on(model, cache)
 
 
-@pytest.mark.parametrize("change", ["dtype", "head_dim", "key_value_heads"])
+@pytest.mark.parametrize("change", ["dtype", "head_dim", "key_value_heads", "device"])
 def test_cache_of_other_numbers_is_refused_and_kept(change: str) -> None:
     """Guards the dtype and the shape of tokens, which only the layers know."""
     model = model_of("mixed")
-    shapes = {"head_dim": {"head_dim": 8}, "key_value_heads": {"num_key_value_heads": 4}, "dtype": {}}
-    other = tiny_model(attention=["full", "nsa"], tie_word_embeddings=False, **shapes[change]).double()
+    shapes: dict[str, Any] = {
+        "head_dim": {"head_dim": 8},
+        "key_value_heads": {"num_key_value_heads": 4},
+    }
+    settings = shapes.get(change, {})
+    other = tiny_model(attention=["full", "nsa"], tie_word_embeddings=False, **settings).double()
     if change == "dtype":
         other = other.float()
+    device = "meta" if change == "device" else "cpu"
     cache = filled(model)
     with torch.no_grad(), pytest.raises(ValueError, match="^cache: expected key tokens"):
-        other(ids_of(2, 4), past_key_values=cache)
+        other.to(device)(ids_of(2, 4).to(device), past_key_values=cache)
     check_it_goes_on(model, cache)
+
+
+# masks of a prompt that are no left padding
+NOT_LEFT = {"right": [1, 1, 1, 1, 0, 0], "both sides": [0, 1, 1, 1, 1, 0], "hole": [1, 1, 0, 0, 1, 1]}
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["short", "long"])
+@pytest.mark.parametrize("mask", NOT_LEFT)
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_prompt_with_another_padding_than_on_the_left_is_refused(kind: str, mask: str, many: bool) -> None:
+    """Guards an empty cache against half a prompt, and `generate` against text after padding."""
+    model, cache = model_of(kind), DynamicCache(config=model_of(kind).config)
+    wrong = torch.ones(2, 6, dtype=torch.long)
+    wrong[1] = torch.tensor(NOT_LEFT[mask])
+    wrong = wrong.repeat_interleave(20 if many else 1, dim=1)
+    ids = ids_of(2, wrong.shape[1])
+    refused = pytest.raises(ValueError, match="^attention_mask: expected left padding, got a mask that falls")
+    with torch.no_grad(), refused:
+        model(ids, attention_mask=wrong, past_key_values=cache)
+    with refused:
+        model.generate(ids, attention_mask=wrong, max_new_tokens=2, past_key_values=cache)
+    assert cache.get_seq_length() == 0
+    check_it_goes_on(model, cache, tokens=0)
 
 
 @pytest.mark.parametrize("remove", [19, 1000])

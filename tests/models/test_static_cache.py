@@ -62,6 +62,19 @@ def test_the_last_slot_is_used_and_the_next_token_is_refused() -> None:
     assert cache.get_seq_length() == 20
 
 
+def test_text_that_does_not_fit_ends_with_the_name_of_the_limit() -> None:
+    """Guards a server whose cache is full in the middle of an answer: it can take tokens back and go on."""
+    model, ids = model_of("mixed"), ids_of(2, 15)
+    cache = StaticCache(config=model.config, max_cache_len=20)
+    with pytest.raises(ValueError, match=r"^cache: expected at most capacity=20 tokens, got 21"):
+        generated(model, ids, past_key_values=cache)
+    assert cache.get_seq_length() == 20
+    cache.crop(-5)
+    expected = greedy_without_cache(model, ids, steps=6)
+    ids = torch.cat([ids, expected[:, :1]], dim=1)
+    assert torch.equal(generated(model, ids, past_key_values=cache, max_new_tokens=5), expected[:, 1:])
+
+
 def test_reset_makes_room_again() -> None:
     """Guards a server that uses one cache for one request after the other."""
     model, ids = model_of(), ids_of(1, 24)

@@ -1,5 +1,6 @@
 """Layers with blocks so small that 30 tokens are sparse already, and weights far from their start."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,6 +45,13 @@ def make_layer(name: str = "paper", **others: Any) -> NativeSparseAttention:
         # random selections and gates, and a compressor that is no mean any more
         parameter.data += 0.3 * torch.randn_like(parameter)
     return layer
+
+
+def forced_layer(name: str, dtype: torch.dtype, backend: str) -> NativeSparseAttention:
+    """The layer with forced blocks alone: rounding could exchange two others of nearly one score."""
+    config = make_layer(name).config
+    others: dict[str, Any] = {"config": replace(config, num_selected=config.num_initial + config.num_local)}
+    return make_layer(name, backend=backend, **others).to(dtype)
 
 
 def hidden_of(batch: int, tokens: int, seed: int = 0) -> Tensor:

@@ -51,6 +51,10 @@ def step(**others: Any) -> Callable[[SparseCache], Any]:
             lambda cache: make_layer()(hidden_of(2, 6), cache=cache),
             r"^cache: expected at most capacity=20.*got 21",
         ),
+        (
+            lambda cache: make_layer()(hidden_of(2, 4), cache=cache, padding=[0, 5]),
+            r"^padding: expected 2 numbers in 0 \.\. 4, got \[0, 5\]",
+        ),
         (lambda cache: cache.crop(16), r"^length: expected 0 \.\. 15.*got 16"),
         (lambda cache: cache.crop(-1), r"^length: expected 0 \.\. 15.*got -1"),
         (lambda cache: cache.crop([14, 16]), r"^length: expected 0 \.\. 15.*got 16"),

@@ -1,8 +1,6 @@
 """The layer through the native kernels: decoded rows are those of the whole, within the error budget."""
 
-from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import pytest
 import torch
@@ -12,17 +10,10 @@ from trisparse.nn.attention import NativeSparseAttention
 from trisparse.testing.budget import assert_within_budget
 from trisparse.testing.inputs import usable_backends
 
-from .layers import LAYERS, hidden_of, make_layer
+from .layers import LAYERS, forced_layer, hidden_of
 
 pytestmark = pytest.mark.skipif("cpu" not in usable_backends(), reason="the CPU kernels cannot run here")
 TOKENS = 61
-
-
-def layer_of(name: str, dtype: torch.dtype, backend: str) -> NativeSparseAttention:
-    """The layer with forced blocks alone: rounding could exchange two others of nearly one score."""
-    config = make_layer(name).config
-    others: dict[str, Any] = {"config": replace(config, num_selected=config.num_initial + config.num_local)}
-    return make_layer(name, backend=backend, **others).to(dtype)
 
 
 @torch.no_grad()
@@ -36,13 +27,13 @@ def in_chunks(layer: NativeSparseAttention, hidden: Tensor, chunk: int) -> Tenso
 @pytest.mark.parametrize("name", LAYERS)
 def test_decode_equals_prefill(name: str, chunk: str, dtype: torch.dtype) -> None:
     """Guards the decode kernels where a layer calls them: rings, garbage behind rows, positions, chunks."""
-    layer = layer_of(name, dtype, "cpu")
+    layer = forced_layer(name, dtype, "cpu")
     config = layer.config
     size = {"token": 1, "seven": 7, "compressed block": config.compress_block}.get(
         chunk, config.select_block + 1
     )
     hidden = hidden_of(2, TOKENS).to(dtype)
-    wide, plain = layer_of(name, dtype, "reference"), layer_of(name, dtype, "reference")
+    wide, plain = forced_layer(name, dtype, "reference"), forced_layer(name, dtype, "reference")
     with torch.no_grad():
         gold = wide.double()(hidden.double())
         low = plain(hidden)

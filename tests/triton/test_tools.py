@@ -1,6 +1,7 @@
 """The commands that make tables run, without a GPU, and write what they promise."""
 
 import csv
+import importlib
 import os
 import subprocess
 import sys
@@ -63,7 +64,8 @@ def rehearse(folder: Path, *arguments: str, packages: Path | None = None) -> str
 
 def test_attention_on_a_gpu_rehearses(tmp_path: Path) -> None:
     """Guards against minutes of a GPU lost to a misspelling: every table is written, and can be drawn."""
-    rehearse(tmp_path, "--kinds", "attention")
+    said = rehearse(tmp_path, "--kinds", "attention")
+    assert "selected, one token a tile: left out, backend torch has no tiles of tokens" in said
     rows = read_rows(tmp_path / "attention.csv")
     assert {row["backend"] for row in rows} == {"torch", "sdpa"}
     assert {row["gate"] for row in rows} == {"pass"}
@@ -123,9 +125,22 @@ def test_gpu_benchmark_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert (tmp_path / "decode.csv").read_text(encoding="utf-8") == before
 
 
-def test_gpu_benchmark_refuses_to_run_without_a_gpu() -> None:
+def test_a_copy_without_history_is_told_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against rows from a lent machine of which nobody knows the code."""
+    monkeypatch.syspath_prepend(ROOT / "tools" / "lent_gpu")
+    origin = importlib.import_module("origin")
+    monkeypatch.setattr(origin, "environment", lambda _: {"commit": "unknown"})
+    assert origin.facts("cpu")["commit"] == "unknown"
+    monkeypatch.setenv("TRISPARSE_COMMIT", "abc1234")
+    assert origin.facts("cpu")["commit"] == "abc1234"
+    monkeypatch.setattr(origin, "environment", lambda _: {"commit": "def5678"})
+    assert origin.facts("cpu")["commit"] == "def5678"
+
+
+@pytest.mark.parametrize("name", ["bench_gpu", "tune_gpu", "train_gpu"])
+def test_nothing_is_measured_without_a_gpu(name: str) -> None:
     """Guards against CPU times in the tables of a GPU."""
-    command = [sys.executable, "tools/bench_gpu"]
+    command = [sys.executable, f"tools/{name}"]
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT / "src")}
     done = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120
@@ -134,7 +149,9 @@ def test_gpu_benchmark_refuses_to_run_without_a_gpu() -> None:
     assert "--rehearse runs without a GPU" in done.stderr
 
 
-@pytest.mark.parametrize("name", ["bench_gpu", "kernel_floors.py", "kernel_resources.py"])
+@pytest.mark.parametrize(
+    "name", ["bench_gpu", "tune_gpu", "train_gpu", "kernel_floors.py", "kernel_resources.py"]
+)
 def test_help_names_the_options(name: str) -> None:
     """Guards against a command that fails before it reads its arguments."""
     assert "--" in run(f"tools/{name}", "--help")

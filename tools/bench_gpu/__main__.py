@@ -15,6 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
+
+sys.path.append(str(Path(__file__).parents[1] / "lent_gpu"))
+
 from attention import DIRECTIONS, AttentionBench
 from budget import Budget
 from ceilings import ceilings

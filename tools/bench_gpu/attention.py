@@ -9,6 +9,7 @@ from clock import Clock
 from contenders import Contender, dense, draw, parts, sparse
 from say import say
 from tables import Tables
+from token_tiles import token_tiles
 from torch import Tensor
 
 from trisparse.bench.cases import Case
@@ -23,6 +24,9 @@ _PEAK_OF = {
     "forward+backward": "forward+backward",
 }
 DIRECTIONS = tuple(_PEAK_OF)
+
+# a contender, and its worst error over what is allowed
+Judged = tuple[Contender, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,20 +54,23 @@ class AttentionBench:
         tensors = draw(case, self.device)
         whole, ids = sparse(tensors, case, self.backend)
         rows = sample_rows(case.tokens, self.rows)
+        judged = [
+            (each, self._judge(case, each, rows)) for each in (whole, *dense(tensors, self.device == "cpu"))
+        ]
+        judged = [(each, ratio) for each, ratio in judged if ratio is not None]
         chosen = _selection(tensors, ids, case.config, rows)
-        ratios = {}
-        checked = []
-        for contender in (whole, *dense(tensors, self.device == "cpu")):
-            ratio = self._judge(case, contender, rows)
-            if ratio is None:
-                continue
-            checked.append(contender)
-            ratios[contender.name] = max(ratio, chosen) if contender is whole else ratio
+        judged = [(each, max(ratio, chosen) if each is whole else ratio) for each, ratio in judged]
+        # parts go by the check of their whole, and have no times without one
+        ratio = next((ratio for each, ratio in judged if each is whole), math.inf)
         for direction in self._missing(case):
-            rows = self._time(case, direction, checked, ratios)
+            timed = self._time(case, direction, judged)
             if direction != "forward+backward":
-                self._time(case, direction, list(parts(tensors, ids, case, self.backend)), ratios)
-            self.tables.finish(rows)
+                all_parts = parts(tensors, ids, case, self.backend)
+                self._time(case, direction, [(part, ratio) for part in all_parts])
+            tiles = token_tiles(tensors, ids, case, self.backend) if direction == "forward" else ()
+            if tiled := [(each, max(ratio, _check(each, rows))) for each in tiles]:
+                self._time(case, direction, tiled)
+            self.tables.finish(timed)
 
     def _judge(self, case: Case, contender: Contender, rows: list[slice]) -> float | None:
         """The worst error over what is allowed; None if it cannot run here at all."""
@@ -79,17 +86,15 @@ class AttentionBench:
         say(f"{case.name} {contender.name}: error {ratio:.3g} of what is allowed")
         return ratio
 
-    def _time(
-        self, case: Case, direction: str, contenders: Sequence[Contender], ratios: dict[str, float]
-    ) -> list[dict[str, str]]:
+    def _time(self, case: Case, direction: str, judged: Sequence[Judged]) -> list[dict[str, str]]:
         """A row of parts.csv each."""
         if direction != "forward":
-            contenders = [each for each in contenders if each.differentiable]
+            judged = [(each, ratio) for each, ratio in judged if each.differentiable]
         calls, peaks = {}, {}
-        for each in contenders:
-            key = f"{each.name} {each.part}"
-            if ratios.get(each.name, math.inf) > 1.0:
+        for each, ratio in judged:
+            if ratio > 1.0:
                 continue
+            key = f"{each.name} {each.part}"
             try:
                 # what a backward needs includes what its forward saved
                 peaks[key] = self.clock.peak_bytes(_prepare(each, _PEAK_OF[direction]))
@@ -99,9 +104,8 @@ class AttentionBench:
                 say(f"{case.name} {direction} {key}: out of memory")
         times = self.clock.time(calls, self.samples, self.seconds)
         rows = []
-        for each in contenders:
+        for each, ratio in judged:
             key = f"{each.name} {each.part}"
-            ratio = ratios.get(each.name, math.inf)
             if key not in times and ratio <= 1.0:
                 continue
             taken = times.get(key, [])
@@ -110,6 +114,16 @@ class AttentionBench:
             shown = f"{sorted(taken)[len(taken) // 2]:.3f} ms" if taken else "failed its check"
             say(f"{case.name} {direction} {key}: {shown}")
         return rows
+
+
+def _check(contender: Contender, rows: list[slice]) -> float:
+    """What a contender's own check finds; infinite if there is no memory for it."""
+    assert contender.check is not None
+    try:
+        return contender.check(rows)
+    except torch.OutOfMemoryError:
+        say(f"{contender.name} {contender.part}: out of memory")
+        return math.inf
 
 
 def _prepare(contender: Contender, direction: str) -> Callable[[], object]:

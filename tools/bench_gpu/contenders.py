@@ -1,7 +1,7 @@
 """What is timed: our whole op and its parts, and the full attentions that are at hand."""
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -20,13 +20,17 @@ Dense = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A function of `leaves`; `call` is how it is checked, or None for a part of a call that was."""
+    """A function of `leaves`; `call` is how it is checked, or None for a part of a call that was.
+
+    A part that the whole does not contain has a `check`: sampled rows -> worst error over what is allowed.
+    """
 
     name: str
     part: str
     leaves: Tensors
     forward: Callable[[Tensors], Tensor]
     call: Call | None = None
+    check: Callable[[Sequence[slice]], float] | None = None
     differentiable: bool = True
 
 

@@ -2,23 +2,21 @@
 
 import csv
 import io
-import subprocess
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
 import torch
+from origin import ORIGIN, SAME, describe_device, facts
 
 from trisparse.bench.cases import Case, dtype_name
-from trisparse.bench.table import append_rows, environment
+from trisparse.bench.table import append_rows
 from trisparse.files import write_whole
 from trisparse.report import decode
-from trisparse.report.measurement import COLUMNS, TIMES
+from trisparse.report.measurement import ATTENTION_COLUMNS, TIMES
 from trisparse.report.rows import read_rows
 
 SETTING = ["tokens", "heads", "groups", "head_dim", "value_dim", "dtype", "batch"]
-ORIGIN = ["device", "torch", "triton", "commit", "date"]
 PARTS = ["case", "backend", "part", "direction", *SETTING, *TIMES, "samples", "peak_mib", "gate", *ORIGIN]
 # every form of every step; decode.csv has the fastest of each backend
 FORMS = [*decode.COLUMNS, "launch", "triton"]
@@ -30,17 +28,17 @@ class Tables:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         self.folder = folder
-        self.facts = {**environment(device), "triton": _triton_version()}
+        self.facts = facts(device)
         self._earlier = {name: self._measured(name) for name in ("attention.csv", "decode.csv")}
 
     def _measured(self, name: str) -> set[tuple[str, str]]:
         """Case and direction of what earlier runs of this commit measured on this device."""
-        path, same = self.folder / name, ("device", "torch", "commit")
+        path = self.folder / name
         rows = read_rows(path) if path.is_file() else []
         return {
             (row["case"], row["direction"])
             for row in rows
-            if all(row[column] == self.facts[column] for column in same)
+            if all(row[column] == self.facts[column] for column in SAME)
         }
 
     def has(self, name: str, case: str, direction: str) -> bool:
@@ -48,12 +46,8 @@ class Tables:
         return (case, direction) in self._earlier[name]
 
     def describe_device(self) -> str:
-        """What nvidia-smi says, written down; nothing is measured on a device that nobody named."""
-        lines = [f"date: {datetime.now(UTC).isoformat(timespec='seconds')}"]
-        lines += [f"{name}: {value}" for name, value in self.facts.items()]
-        text = "\n".join([*lines, "", _nvidia_smi()])
-        write_whole(self.folder / "device.txt", text.encode())
-        return text
+        """What is known of the device, written down beside the tables."""
+        return describe_device(self.folder, self.facts)
 
     def add_ceiling(self, what: str, amount: float, unit: str) -> None:
         row = {"what": what, "amount": f"{amount:.1f}", "unit": unit, **self.facts}
@@ -93,13 +87,16 @@ class Tables:
 
     def finish(self, rows: Sequence[dict[str, str]]) -> None:
         """All whole calls of one case and direction, when their parts are written too."""
-        append_rows(self.folder / "attention.csv", [{name: row[name] for name in COLUMNS} for row in rows])
+        append_rows(
+            self.folder / "attention.csv", [{name: row[name] for name in ATTENTION_COLUMNS} for row in rows]
+        )
 
     def add_decode(self, every: Sequence[dict[str, str]], best: Sequence[dict[str, str]]) -> None:
         """The steps of one case: in every form, and in the best of each backend."""
-        forms = [{**row, "triton": self.facts["triton"]} for row in every]
+        commit = {"commit": self.facts["commit"]}
+        forms = [{**row, **commit, "triton": self.facts["triton"]} for row in every]
         append_rows(self.folder / "decode_forms.csv", forms, FORMS)
-        append_rows(self.folder / "decode.csv", best, decode.COLUMNS)
+        append_rows(self.folder / "decode.csv", [{**row, **commit} for row in best], decode.COLUMNS)
 
 
 def _append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) -> None:
@@ -114,19 +111,3 @@ def _append(path: Path, columns: Sequence[str], rows: Sequence[dict[str, str]]) 
         table.writeheader()
     table.writerows(rows)
     write_whole(path, text.getvalue().encode())
-
-
-def _nvidia_smi() -> str:
-    try:
-        done = subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False, timeout=60)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return f"nvidia-smi: {type(error).__name__}"
-    return done.stdout
-
-
-def _triton_version() -> str:
-    try:
-        import triton
-    except ImportError:
-        return ""
-    return str(getattr(triton, "__version__", "")) if torch.version.cuda else ""

@@ -10,11 +10,12 @@ from trisparse.bench.cases import Case, Tensors
 from trisparse.bench.contender import Contender, contender
 from trisparse.bench.gate import Gate
 from trisparse.bench.part import PARTS, Part
+from trisparse.bench.peak import peak_bytes
 from trisparse.bench.row import finished_row
 from trisparse.bench.table import environment
 from trisparse.bench.timing import time_interleaved
 from trisparse.config import SparseConfig
-from trisparse.report.measurement import BASELINE, COLUMNS
+from trisparse.report.measurement import ATTENTION_COLUMNS, BASELINE
 from trisparse.report.rows import Rows
 
 DIRECTIONS = ("forward", "backward", "forward+backward")
@@ -41,9 +42,10 @@ def run(
     """Measure one attention call per length, direction and backend, and the baseline "sdpa" beside them.
 
     A backend is checked against the fp64 reference first; one that fails gets a row with gate `fail` and no
-    times. Backward is one `torch.autograd.grad` by all inputs, alone or
-    after the forward it needs. The op takes compressed keys, so the time of a
-    compressor (eq. 7) is not included; nor are projections, gates and rotary embedding.
+    times. Backward is one `torch.autograd.grad` by all inputs, alone or after the forward it needs. The
+    column `peak_mib` is the most memory that such a call held beyond what was there before, results included,
+    where the system tells. The op takes compressed keys, so the time of a compressor (eq. 7) is not included;
+    nor are projections, gates and rotary embedding.
 
     Args:
         lengths: tokens of each case.
@@ -54,7 +56,7 @@ def run(
         on_row: called with each row as soon as there is one.
 
     Returns:
-        Rows with the columns `measurement.COLUMNS`, in that order.
+        Rows with the columns `measurement.ATTENTION_COLUMNS`, in that order.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -125,7 +127,13 @@ class _Bench:
             for each in contenders
             if verdicts[each.name].passed
         }
-        times = time_interleaved(calls, self.samples, self.seconds, device=self.gate.device)
+        peaks: dict[str, int | None] = {}
+
+        def first(name: str, call: Callable[[], object]) -> None:
+            peaks[name] = peak_bytes(call, self.gate.device)
+
+        device = self.gate.device
+        times = time_interleaved(calls, self.samples, self.seconds, device=device, first=first)
         shared = {"direction": direction, **case.setting(), **environment(self.gate.device)}
         return [
             finished_row(
@@ -133,14 +141,19 @@ class _Bench:
                     "case": case.name,
                     "backend": each.name,
                     "instructions": each.instructions(case.dtype),
+                    "peak_mib": _mebibytes(peaks.get(each.name)),
                     **shared,
                 },
                 verdicts[each.name],
                 times.get(each.name, []),
-                COLUMNS,
+                ATTENTION_COLUMNS,
             )
             for each in contenders
         ]
+
+
+def _mebibytes(count: int | None) -> str:
+    return "" if count is None else f"{count / 2**20:.1f}"
 
 
 def _prepare(each: Contender, case: Case, direction: str, device: torch.device) -> Callable[[], object]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from trisparse.files import write_whole
-from trisparse.report.measurement import COLUMNS
+from trisparse.report.measurement import ATTENTION_COLUMNS
 from trisparse.version import __version__
 
 FLAGS = ["avx2", "avx512f", "avx512_bf16", "amx_bf16"]
@@ -62,7 +62,9 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def append_rows(path: Path | str, rows: Sequence[dict[str, str]], columns: Sequence[str] = COLUMNS) -> None:
+def append_rows(
+    path: Path | str, rows: Sequence[dict[str, str]], columns: Sequence[str] = ATTENTION_COLUMNS
+) -> None:
     """Add `rows` to the CSV file at `path`, which is created if it is missing; rows in it stay as they are.
 
     The file is replaced in one step: a crash leaves the old one.

@@ -14,8 +14,9 @@ def time_interleaved(
     seconds: float,
     *,
     device: torch.device | str = "cpu",
+    first: Callable[[str, Callable[[], object]], object] = lambda _, function: function(),
 ) -> dict[str, list[float]]:
-    """Seconds of each call, by name: one untimed call each, then A B C A B C ...
+    """Seconds of each call, by name: one untimed call each, by `first`, then A B C A B C ...
 
     Taking turns lets a machine that slows down slow all functions alike. A further round starts while there
     are fewer than `samples` and the rounds so far took less than `seconds`: a very slow round stays the only
@@ -29,8 +30,8 @@ def time_interleaved(
     synchronize = torch.cuda.synchronize if torch.device(device).type == "cuda" else _nothing
     times: dict[str, list[float]] = {name: [] for name in functions}
     with _without_garbage_collection():
-        for function in functions.values():
-            function()
+        for name, function in functions.items():
+            first(name, function)
         synchronize()
         began = perf_counter()
         for _ in range(samples):

@@ -9,7 +9,8 @@ import typer
 from trisparse.cli.output import say
 
 _HELP = (
-    "/reset forgets everything, /stats shows the last answer's numbers, /exit ends; Ctrl-C stops an answer"
+    "/reset forgets everything, /stats shows the last answer's numbers, /exit or Ctrl-D ends; "
+    "Ctrl-C stops an answer"
 )
 
 
@@ -23,7 +24,8 @@ def chat(
 ) -> None:
     """Talk with a model, a line a turn; the cache keeps the conversation, so that only new text is read.
 
-    /reset forgets it, /stats shows the last answer's numbers, /exit or Ctrl-D ends, Ctrl-C stops an answer.
+    /reset forgets it, /stats shows the last answer's numbers, /exit or Ctrl-D ends, Ctrl-C stops an answer,
+    and the chat where there is none.
     """
     import torch
 
@@ -57,21 +59,24 @@ def chat(
 
 def _next_line() -> str | None:
     """What the user types next, None at the end of the input."""
-    if sys.stdin.isatty():
+    asked = sys.stdin.isatty()
+    if asked:
         sys.stderr.write("> ")
         sys.stderr.flush()
     line = sys.stdin.readline()
+    if asked and not line:
+        # Ctrl-D leaves the prompt's line open
+        say("")
     return line.rstrip("\r\n") if line else None
 
 
 def _answer(conversation: Any, line: str, settings: dict[str, Any]) -> list[str]:
     """Streams the answer to `line` and says how fast it came -> all its numbers."""
-    from transformers import TextStreamer
-
     from trisparse.cli.statistics import lines, statistics, summary
     from trisparse.cli.stopwatch import Stopwatch
+    from trisparse.cli.text_stream import TextStream
 
-    text = TextStreamer(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    text = TextStream(conversation.tokenizer, skip_prompt=True, skip_special_tokens=True)
     watch = Stopwatch(text)
     try:
         conversation.ask(line, watch, **settings)

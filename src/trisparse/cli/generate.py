@@ -22,10 +22,11 @@ def generate(
 ) -> None:
     """Continue a prompt token by token through the cache; text streams to stdout."""
     import torch
-    from transformers import DynamicCache, TextStreamer
+    from transformers import DynamicCache
 
     from trisparse.cli.statistics import PREFILL_CHUNK, lines, statistics, summary
     from trisparse.cli.stopwatch import Stopwatch
+    from trisparse.cli.text_stream import TextStream
     from trisparse.models.load import load_model
 
     text = _prompt(prompt, prompt_file)
@@ -37,7 +38,7 @@ def generate(
     torch.manual_seed(seed)
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
     cache = DynamicCache(config=language_model.config)
-    watch = Stopwatch(None if as_json else TextStreamer(tokenizer))
+    watch = Stopwatch(None if as_json else TextStream(tokenizer))
     ids = language_model.generate(
         **encoded,
         max_new_tokens=tokens,

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed or interrupted, 2 wrong arguments or input.
 
 import os
 import sys
+from typing import NoReturn
 
 import typer
 
@@ -30,9 +31,18 @@ app.command("env")(env.env)
 # what this package's checks raise for wrong input; anything else is a fault of ours and keeps its traceback
 _MISTAKES = (ValueError, TypeError, NotImplementedError, OSError)
 
+# what a shell says of a process that SIGINT has ended
+_INTERRUPTED_IN_TYPER = 130
+
 
 def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _end_interrupted() -> NoReturn:
+    # the terminal has written ^C into the line
+    sys.stderr.write("\ninterrupted\n")
+    sys.exit(1)
 
 
 def run() -> None:
@@ -45,8 +55,12 @@ def run() -> None:
         sys.stderr.write(f"error: {_one_line(error)}\n")
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(1)
+        _end_interrupted()
+    except SystemExit as stop:
+        # typer has caught Ctrl-C, and says nothing
+        if stop.code == _INTERRUPTED_IN_TYPER:
+            _end_interrupted()
+        raise
     except TrainingInterrupted as error:
         sys.stderr.write(f"{_one_line(error)}\n")
         sys.exit(1)

@@ -417,7 +417,7 @@ def sparse_recompute_backward(
     cu_seqlens: Tensor | None,
     query_start: int,
 ) -> tuple[Tensor, ...]:
-    """The gradients of `sparse_backward`, bit for bit, from the ids alone: the branches are computed again."""
+    """The gradients of `sparse_backward`, bit for bit, from the ids alone: branches are computed again."""
     inputs = query, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win
     where = config, scale, cu_seqlens, query_start
     branches, lse = _branches_again(*inputs, ids, *where)

@@ -7,19 +7,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from trisparse.cpu.cache import (
-    FOLDER_MODE,
-    cache_folder,
-    check_owner,
-    locked,
-    prepare,
-    unwritable,
-)
+from trisparse.cpu.cache import FOLDER_MODE, cache_folder, locked, prepare, unwritable
 from trisparse.cpu.compilation import compile_library
 from trisparse.cpu.compiler import Compiler, find_compiler
 from trisparse.cpu.errors import BuildError
 from trisparse.cpu.notice import say
 from trisparse.cpu.recipe import Recipe, make_recipe
+from trisparse.cpu.trust import check_owner
 from trisparse.files import sha256_of, sync_file, sync_folder, write_whole
 
 SOURCES = Path(__file__).parent / "csrc"
@@ -32,8 +26,8 @@ LOG = "build.log"
 class Build:
     """A library in the cache.
 
-    `instruction_sets`: what was built in, best first; the processor may yet refuse one. `left_out`: set ->
-    why it was not built in. `seconds`: what the build took. `fresh`: it was built by this call.
+    `instruction_sets`: what was built in, best first; the system may yet refuse one. `left_out`: set -> why
+    it was not built in, or is refused. `seconds`: what the build took. `fresh`: it was built by this call.
     """
 
     path: Path

@@ -3,13 +3,13 @@
 import errno
 import os
 import platform
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from trisparse.cpu.errors import CacheError
 from trisparse.cpu.notice import say
+from trisparse.cpu.trust import check_owner
 
 # for a folder of ours: others may read (a library can be built once for many users), never write
 FOLDER_MODE = 0o755
@@ -52,22 +52,6 @@ def prepare(folder: Path) -> None:
         raise unwritable(folder, error) from None
     check_owner(folder.parent)
     check_owner(folder)
-
-
-def check_owner(path: Path) -> None:
-    """Refuse what others could have put there.
-
-    Raises:
-        CacheError: `path` is not ours (or root's), everyone may write it, or it cannot be looked at.
-    """
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise CacheError(f"the cache at {path} cannot be read: {error.strerror}") from None
-    if status.st_uid not in (os.geteuid(), 0):
-        raise CacheError(f"the cache at {path} is refused: it belongs to another user")
-    if status.st_mode & stat.S_IWOTH:
-        raise CacheError(f"the cache at {path} is refused: everyone may write there")
 
 
 def unwritable(folder: Path, error: OSError) -> CacheError:

@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -14,10 +15,12 @@ from trisparse.cpu.cache import cache_folder
 from trisparse.cpu.errors import BuildError, CacheError, LoadError
 from trisparse.cpu.notice import LOG, say
 from trisparse.cpu.recipe import INTERFACE_VERSION, make_recipe
-from trisparse.cpu.threads import thread_functions, torch_library
+from trisparse.cpu.threads import ONE_THREAD, thread_functions, torch_library
 
 # forces one instruction set, for tests and comparisons
 FORCE = "TRISPARSE_CPU_INSTRUCTIONS"
+# some containers and old kernels do not grant AMX its tiles
+_REFUSED = "processor or operating system refuse it to this process"
 
 
 class Library:
@@ -174,7 +177,10 @@ def load(built: Build, kept: bool = True) -> Library:
     parallel_for, get_num_threads = thread_functions(torch_library())
     if functions.trisparse_initialize(parallel_for, get_num_threads) != 0:
         raise LoadError(f"the CPU kernels in {built.path} refuse torch's thread pool")
-    found = Library(built, functions, kept)
+    os.register_at_fork(after_in_child=lambda: functions.trisparse_initialize(parallel_for, ONE_THREAD))
+    usable = _words(functions.trisparse_instruction_sets())
+    refused = {name: _REFUSED for name in built.instruction_sets if name not in usable}
+    found = Library(replace(built, left_out=built.left_out | refused), functions, kept)
     if not found.instruction_sets:
         raise BuildError(f"this processor runs none of the instruction sets in {built.path}")
     asked = _forced()

@@ -76,17 +76,15 @@ class Conversation:
                 **settings,
             )
         finally:
-            answer = self._remember(prompt, heard.ids or [])
+            answer = self._remember(text, prompt, heard.ids or [])
         return answer
 
     def _prompt(self, text: str) -> list[int]:
         """Everything said and `text`, ready to be answered."""
         if not self.tokenizer.chat_template:
             return self.ids + self.tokenizer(f"{text}\n")["input_ids"]
-        self._messages.append({"role": "user", "content": text})
-        rendered = self.tokenizer.apply_chat_template(
-            self._messages, add_generation_prompt=True, tokenize=False
-        )
+        messages = [*self._messages, {"role": "user", "content": text}]
+        rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self._encode_template(rendered)
 
     def _encode_template(self, rendered: str) -> list[int]:
@@ -124,7 +122,8 @@ class Conversation:
             return 0
         return lengths[0]
 
-    def _remember(self, prompt: list[int], answer: list[int]) -> str:
+    def _remember(self, asked: str, prompt: list[int], answer: list[int]) -> str:
+        """Both sides of the turn at once: many templates refuse two messages of the user in a row."""
         end = self.model.generation_config.eos_token_id
         ends = end if isinstance(end, list) else [end]
         if answer and answer[-1] in ends:
@@ -132,5 +131,5 @@ class Conversation:
             answer = answer[:-1]
         self.ids = prompt + answer
         text = self.tokenizer.decode(answer, skip_special_tokens=True)
-        self._messages.append({"role": "assistant", "content": text})
+        self._messages += [{"role": "user", "content": asked}, {"role": "assistant", "content": text}]
         return text

@@ -22,6 +22,8 @@ TIMES = ["median_ms", "minimum_ms", "maximum_ms"]
 ORIGIN = ["samples", "gate", "worst_ratio", "cpu_flags", "instructions"]
 ORIGIN += ["torch", "trisparse", "commit", "date"]
 COLUMNS = ["case", "backend", "direction", "tokens", *SETTING, *TIMES, *ORIGIN]
+# of attention.csv; the peak of memory is drawn nowhere
+ATTENTION_COLUMNS = [*COLUMNS, "peak_mib"]
 
 BASELINE = "sdpa"
 DIRECTIONS = ["forward", "backward", "forward+backward"]

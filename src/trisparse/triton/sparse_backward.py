@@ -29,18 +29,16 @@ def _query_gradients(
 ) -> None:
     """Fill contiguous `grad_query` [B, Tq, H, D]; `lse` and `delta` are three of [B, Tq, H] each."""
     query, place = call.query, call.place
-    gates = call.gates.unbind(dim=-1)
     total = query.new_empty(query.shape, dtype=torch.float32)
-    rows = (lse[0], delta[0], gates[0], None, total)
-    compressed_query_gradient(grad_out, query, *call.compressed, *rows, place)
-    rows = (lse[1], delta[1], gates[1], total, total)
+    # lse, delta and gate of each branch
+    compressed, selected, window = zip(lse, delta, call.gates.unbind(dim=-1), strict=True)
+    compressed_query_gradient(grad_out, query, *call.compressed, *compressed, None, total, place)
     everything = call.everything
     if everything is None:
-        selected_query_gradient(grad_out, query, *call.selected, ids, *rows, place)
+        selected_query_gradient(grad_out, query, *call.selected, ids, *selected, total, total, place)
     else:
-        window_query_gradient(grad_out, query, *call.selected, *rows, everything)
-    rows = (lse[2], delta[2], gates[2], total, grad_query)
-    window_query_gradient(grad_out, query, *call.window, *rows, place)
+        window_query_gradient(grad_out, query, *call.selected, *selected, total, total, everything)
+    window_query_gradient(grad_out, query, *call.window, *window, total, grad_query, place)
 
 
 def _key_gradients(
@@ -95,7 +93,7 @@ def sparse_backward(
         some_lse, some_delta = ([chunk.of(x) for x in numbers] for numbers in (lse, delta))
         rows = (chunk.of(grad_out), chunk.of(ids), some_lse, some_delta, chunk.of(grad_query))
         _query_gradients(call.part(chunk), *rows)
-    return grad_query, *_key_gradients(call, grad_out, ids, lse, delta), grad_gates
+    return grad_query, *_key_gradients(call, grad_out, ids, lse.unbind(), delta.unbind()), grad_gates
 
 
 def sparse_recompute_backward(
@@ -128,7 +126,7 @@ def sparse_recompute_backward(
         part = call.part(chunk)
         _row_gradients(part, *rows, chunk.of(grad_gates))
         _query_gradients(part, *rows, chunk.of(grad_query))
-    return grad_query, *_key_gradients(call, grad_out, ids, lse, delta), grad_gates
+    return grad_query, *_key_gradients(call, grad_out, ids, lse.unbind(), delta.unbind()), grad_gates
 
 
 def _row_gradients(

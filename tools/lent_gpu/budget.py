@@ -12,8 +12,13 @@ class Budget:
         self.ends = perf_counter() + 60 * minutes
         self.longest: dict[str, float] = {}
 
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.ends - perf_counter()
+
     def allows(self, kind: str) -> bool:
-        return perf_counter() + self.longest.get(kind, 0.0) < self.ends
+        return self.longest.get(kind, 0.0) < self.left
 
     @contextmanager
     def spend(self, kind: str) -> Iterator[None]:
