@@ -7,7 +7,6 @@
 namespace trisparse::TRISPARSE_SET {
 
 int32_t run_forward(const Problem& p, const ThreadPool& pool);
-int32_t run_decode(const Problem& p, const ThreadPool& pool);  // called by `run_forward`
 int32_t run_backward(const Problem& p, const ThreadPool& pool);
 
 inline int32_t run(Status (*pass)(const Problem&, const ThreadPool&), const Problem& p,
