@@ -7,7 +7,7 @@ import typer
 
 from trisparse.cli import bench_decode, bench_generate
 from trisparse.cli.arguments import dtype_named, numbers
-from trisparse.cli.output import print_rows, say
+from trisparse.cli.output import print_rows
 
 app = typer.Typer(help="Measure speed; what misses its correctness check gets no time.", no_args_is_help=True)
 
@@ -46,7 +46,8 @@ def attention(
 ) -> None:
     """Time attention against PyTorch's full attention, in turns and in one run."""
     from trisparse.bench.attention import run
-    from trisparse.bench.table import append_rows
+    from trisparse.cli.growing_table import row_keeper
+    from trisparse.report.measurement import ATTENTION_COLUMNS
 
     rows = run(
         numbers("lengths", lengths),
@@ -61,11 +62,11 @@ def attention(
         samples=samples,
         seconds_per_case=seconds,
         device=device,
-        on_row=lambda row: say(
-            f"{row['case']} {row['direction']} {row['backend']}: {row['median_ms'] or 'failed'}"
+        on_row=row_keeper(
+            output,
+            ATTENTION_COLUMNS,
+            lambda row: f"{row['case']} {row['direction']} {row['backend']}: {row['median_ms'] or 'failed'}",
         ),
     )
-    if output is not None:
-        append_rows(output, rows)
     shown = ("backend", "direction", "tokens", "median_ms", "minimum_ms", "maximum_ms", "samples", "gate")
     print_rows(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trisparse.cli.arguments import dtype_named, numbers
-from trisparse.cli.output import print_rows, say
+from trisparse.cli.output import print_rows
 
 
 def decode(
@@ -32,7 +32,7 @@ def decode(
 ) -> None:
     """Time one decode step against a cache: NSA beside full attention, PyTorch's and ours, in turns."""
     from trisparse.bench.decode import run
-    from trisparse.bench.table import append_rows
+    from trisparse.cli.growing_table import row_keeper
     from trisparse.report.decode import COLUMNS
 
     rows = run(
@@ -49,9 +49,9 @@ def decode(
         samples=samples,
         seconds_per_case=seconds,
         device=device,
-        on_row=lambda row: say(f"{row['case']} {row['backend']}: {row['median_ms'] or 'failed'}"),
+        on_row=row_keeper(
+            output, COLUMNS, lambda row: f"{row['case']} {row['backend']}: {row['median_ms'] or 'failed'}"
+        ),
     )
-    if output is not None:
-        append_rows(output, rows, COLUMNS)
     shown = ("backend", "form", "direction", "batch", "tokens", "median_ms", "gigabytes_per_second", "gate")
     print_rows(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from trisparse.cli.arguments import dtype_named, numbers
-from trisparse.cli.output import print_rows, say
+from trisparse.cli.output import print_rows
 
 
 def generate(
@@ -26,7 +26,7 @@ def generate(
 ) -> None:
     """Time a whole model with random weights: prompt tokens/s and ms for each new token, NSA and full."""
     from trisparse.bench.generate import COLUMNS, run
-    from trisparse.bench.table import append_rows
+    from trisparse.cli.growing_table import row_keeper
 
     rows = run(
         numbers("lengths", lengths),
@@ -36,11 +36,11 @@ def generate(
         prefill_limit=prefill_limit,
         chunk=chunk,
         steps=steps,
-        on_row=lambda row: say(
-            f"{row['attention']} at {row['tokens']} tokens: {row['decode_ms']} ms a token"
+        on_row=row_keeper(
+            output,
+            COLUMNS,
+            lambda row: f"{row['attention']} at {row['tokens']} tokens: {row['decode_ms']} ms a token",
         ),
     )
-    if output is not None:
-        append_rows(output, rows, COLUMNS)
     shown = ("attention", "tokens", "filled", "prefill_tokens_per_second", "decode_ms", "cache_megabytes")
     print_rows(rows if as_json else [{name: row[name] for name in shown} for row in rows], as_json)
