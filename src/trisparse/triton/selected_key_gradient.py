@@ -84,15 +84,28 @@ def split(
 
 
 @triton.jit
-def _piece_of(item, pair, counts, slots, slot_blocks, num_slots, num_blocks):
-    """(block, piece, pieces, has_work) of a pair's item: first come its slots, then its blocks."""
+def _list_of(starts, number):
+    """(begin, end) of a block's list."""
+    return tl.load(starts + number), tl.load(starts + number + 1)
+
+
+@triton.jit
+def _piece_of(item, pair, starts, pieces, num_slots, num_blocks, piece_rows):
+    """(block, begin, end, has_work) of a pair's item: first come its slots, each a piece, then its blocks.
+
+    `pieces` are `Pieces.counts`, `slots` and `blocks`.
+    """
+    counts, slots, slot_blocks = pieces
     in_slot = item < num_slots
     owner = tl.load(slot_blocks + pair * num_slots + tl.minimum(item, num_slots - 1))
     block = tl.where(in_slot, owner, item - num_slots)
     number = pair * num_blocks + block
-    pieces = tl.load(counts + number)
+    count = tl.load(counts + number)
     piece = tl.where(in_slot, item - tl.load(slots + number), 0)
-    return block, piece, pieces, (in_slot == (pieces > 1)) & (piece < pieces)
+    begin, end = _list_of(starts, number)
+    begin += piece * piece_rows
+    end = tl.where(in_slot, tl.minimum(begin + piece_rows, end), end)
+    return block, begin, end, (in_slot == (count > 1)) & (piece < count)
 
 
 @triton.jit
@@ -182,19 +195,14 @@ def selected_key_kernel(
     pairs = tl.num_programs(0) // ((num_slots + num_blocks) * PARTS)
     part, pair, item, _ = program_digits(PARTS, pairs, num_slots + num_blocks)
     batch, group = pair // groups, pair % groups
-    block = item
     if SPLIT:
-        block, piece, pieces, has_work = _piece_of(
-            item, pair, counts, slots, slot_blocks, num_slots, num_blocks
-        )
+        pieces = counts, slots, slot_blocks
+        block, begin, end, has_work = _piece_of(item, pair, starts, pieces, num_slots, num_blocks, piece_rows)
         if not has_work:
             return
-    number = pair * num_blocks + block
-    begin, end = tl.load(starts + number), tl.load(starts + number + 1)
-    if SPLIT:  # noqa: SIM102 (known when compiled)
-        if pieces > 1:
-            begin += piece * piece_rows
-            end = tl.minimum(begin + piece_rows, end)
+    else:
+        block = item
+        begin, end = _list_of(starts, pair * num_blocks + block)
     first, stop, _, _, _, row_stop = tile_place(table, block, SELECT_BLOCK, num_tokens, num_rows, PACKED)
     rows, size = rows + begin, (end - begin).to(tl.int32)
     masked = _masked_entries(rows, size, first + SELECT_BLOCK - 1 - query_start, HEADS, ROWS, BLOCK_WIDTH)
@@ -233,7 +241,7 @@ def selected_key_kernel(
 
     grad_keys, grad_values = scale_parts(sums[0], scale), sums[1]
     if SPLIT:  # noqa: SIM102 (known when compiled: without pieces there is nowhere to store their sums)
-        if pieces > 1:
+        if item < num_slots:
             pieces_pair = piece_keys, piece_values, HEAD_DIM, VALUE_DIM
             places = (pair * num_slots + item) * SELECT_BLOCK + offsets
             store_pair(pieces_pair, places, owned, grad_keys, grad_values, HEAD_DIMS, VALUE_DIMS)
