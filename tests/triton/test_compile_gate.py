@@ -57,7 +57,9 @@ SPILLS = (
     Spill("gfx942", "topn", 2048, "tiles of consumer GPUs, never tuned for 64 lanes and MFMA"),
 )
 # (part of a variant's name, how often its loops reach for what was spilled, why they may)
-LOOP_SPILLS: tuple[tuple[str, int, str], ...] = ()
+LOOP_SPILLS: tuple[tuple[str, int, str], ...] = (
+    ("selected_key_gradient[fp16,d192,e128,m1,", 6, "no group of one head has dims so wide"),
+)
 # (part of a variant's name, why warps may make its products alike)
 REPEATED: tuple[tuple[str, str], ...] = (
     ("decode_compressed[", "bound by memory: 4 warps make each product once, and spill; 8 do neither"),
