@@ -87,8 +87,13 @@ def wide_row(call: Decoding, index: int) -> Decoding:
     return replace(one, tensors=(query.double(), *pairs, gates.double()))
 
 
-@pytest.mark.parametrize("ring", [False, True], ids=["positions", "ring"])
-@pytest.mark.parametrize("heads", HEADS)
+# many heads take the interpreter a minute and a half: once
+PLACES = [(heads, ring) for heads in HEADS for ring in (False, True) if ring or heads != "70 of 1"]
+
+
+@pytest.mark.parametrize(
+    ("heads", "ring"), PLACES, ids=lambda x: {False: "positions", True: "ring"}.get(x, x)
+)
 def test_ragged_rows_agree_with_the_reference(heads, ring):
     """Guards against another row's length, stale slots, NaN behind a row, and heads of other groups."""
     for new_tokens, lengths in ((1, [1, 100]), (3, [3, 77])):

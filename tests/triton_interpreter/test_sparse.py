@@ -88,7 +88,7 @@ def test_backward_from_the_ids_alone(sizes):
 @pytest.mark.parametrize(
     ("sizes", "chunks"),
     [
-        ({"batch": 2, "tokens": 40}, 4),
+        ({"batch": 2, "tokens": 36, "heads": 2, "groups": 1}, 4),
         ({"batch": 5, "tokens": 7}, 2),
         ({"tokens": 36, "query_start": 3, "heads": 16, "groups": 1}, 2),
         ({"tokens": 0, "cu_seqlens": (0, 0)}, 1),
