@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from trisparse.demo import measure
-from trisparse.demo.page import verdict
+from trisparse.demo.page import summary, verdict
 from trisparse.demo.plan import DemoPlan
 from trisparse.demo.run import run_demo
+from trisparse.report.rows import read_rows
 
 
 def small(output: Path) -> DemoPlan:
@@ -45,6 +46,9 @@ def test_an_interrupted_demo_goes_on_and_ends_with_a_report(
     assert not any("measuring" in line for line in said)
     for word in ("Learning", "Needle", "Speed-up", "gates", "Which blocks", "A sample"):
         assert word in page
+    times = {row["attention"]: row["forward at 64 tokens, ms"] for row in summary(tmp_path)}
+    measured = [row for row in read_rows(tmp_path / "attention.csv") if row["direction"] == "forward"]
+    assert list(times.values()) == [f"{float(row['median_ms']):.1f}" for row in reversed(measured)]
     with pytest.raises(ValueError, match="^output: .* other sizes"):
         run_demo(replace(small(tmp_path), steps=3), said.append)
     assert "http://" not in page.replace("http://www.w3.org", "")
