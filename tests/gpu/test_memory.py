@@ -6,6 +6,8 @@ from functools import partial
 import pytest
 import torch
 
+from trisparse.bench.peak import peak_bytes
+
 from .calls import draw, everything, forward, grad_like, make_case
 from .device import DEVICE, needs_gpu, one_at_a_time, pick, require_memory
 
@@ -28,15 +30,6 @@ def test_three_hundred_calls_leave_nothing_behind():
         gc.enable()
 
 
-def peak_bytes(call):
-    """The most that `call` held beyond what was there before."""
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_allocated() - before
-
-
 def measured(tokens, direction):
     """Peak bytes of one call of 32/2 heads, 128/128, in bytes of its query."""
     case = make_case("peak", (32, 2), (128, 128), tokens)
@@ -52,7 +45,8 @@ def measured(tokens, direction):
             everything(inputs, grad_out)
 
     run()
-    return peak_bytes(run) / query_bytes
+    torch.cuda.empty_cache()
+    return peak_bytes(run, torch.device(DEVICE)) / query_bytes
 
 
 @needs_gpu

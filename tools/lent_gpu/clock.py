@@ -5,6 +5,7 @@ from time import perf_counter
 
 import torch
 
+from trisparse.bench.peak import peak_bytes
 from trisparse.bench.timing import time_interleaved
 
 # more than the L2 cache of any GPU: what one call leaves there must not serve the next
@@ -57,11 +58,7 @@ class CudaClock:
     def peak_bytes(self, call: Callable[[], object]) -> int | None:
         """The most that `call` held beyond what was there before."""
         torch.cuda.empty_cache()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        call()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
+        return peak_bytes(call, torch.device("cuda"))
 
 
 class RehearsalClock:

@@ -18,7 +18,7 @@ from trisparse.triton.decode_compressed import compressed_launch
 from trisparse.triton.decode_rows import DecodePlace, decode_place, new_block_weights
 from trisparse.triton.decode_tokens import TILES as STEP_TOKENS_TILES
 from trisparse.triton.decode_tokens import tokens_launch
-from trisparse.triton.launch import PinnedTiles, Tile, memory_class, padded, pinned
+from trisparse.triton.launch import PinnedTiles, Tile, memory_class, pinned, table_entry
 from trisparse.triton.selected_backward import KEY_TILES, QUERY_TILES
 from trisparse.triton.selected_forward import TILES as SELECTED_TILES
 from trisparse.triton.selected_forward import forward_launch as selected_launch
@@ -58,10 +58,7 @@ class Kernel:
     def entry(self, problem: Problem) -> str:
         """The entry of the table that the problem uses: memory class and most bytes of a row."""
         tensors = self.wide(problem)
-        name = memory_class(tensors[0])
-        row_bytes = sum(padded(x.shape[3]) * x.element_size() for x in tensors)
-        limits = [limit for limit, _ in self.tiles[name]]
-        return f"{name} {next((limit for limit in limits if row_bytes <= limit), limits[-1]):g}"
+        return f"{memory_class(tensors[0])} {table_entry(self.tiles, *tensors)[0]:g}"
 
 
 def _band_forward(problem: Problem, pair: Pair, band: Band, tile: Tile) -> Trial:

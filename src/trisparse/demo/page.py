@@ -55,18 +55,18 @@ def summary(output: Path) -> Rows:
     """The short table at the top of the report and at the end of the demo."""
     losses, speeds = read_rows(output / "loss.csv"), read_rows(output / "attention.csv")
     needles = read_rows(output / "needle.csv")
+    longest = max(int(row["tokens"]) for row in speeds)
+    # by whatever backend was the best here
+    times = {
+        "full" if row["backend"] == BASELINE else "nsa": (
+            f"{float(row['median_ms']):.1f}" if row["gate"] == "pass" else "failed"
+        )
+        for row in speeds
+        if row["direction"] == "forward" and int(row["tokens"]) == longest
+    }
     table = []
     for name in ("nsa", "full"):
         scores = [float(row["score"]) for row in needles if row["attention"] == name]
-        longest = max(int(row["tokens"]) for row in speeds)
-        # by whatever backend was the best here
-        times = {
-            "full" if row["backend"] == BASELINE else "nsa": (
-                f"{float(row['median_ms']):.1f}" if row["gate"] == "pass" else "failed"
-            )
-            for row in speeds
-            if row["direction"] == "forward" and int(row["tokens"]) == longest
-        }
         table.append(
             {
                 "attention": {"nsa": "Native Sparse Attention", "full": "full attention"}[name],

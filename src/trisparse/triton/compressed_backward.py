@@ -7,11 +7,12 @@ import triton
 from torch import Tensor
 
 from trisparse.config import SparseConfig
+from trisparse.triton.band_backward import fill_query_gradient, key_gradients, new_gradients
 from trisparse.triton.band_key_gradient import KEY_TILES, key_gradient
 from trisparse.triton.band_query_gradient import QUERY_TILES, query_gradient
 from trisparse.triton.combine import row_sums
 from trisparse.triton.compressed_forward import block_band, compressed_place
-from trisparse.triton.launch import Place, pinned, rowwise
+from trisparse.triton.launch import pinned
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 
@@ -23,54 +24,6 @@ _MOST_SPLITS = 8
 def num_splits(num_rows: int) -> int:
     """Programs that share the rows of one tile of blocks: depends on the length alone, not on the batch."""
     return max(1, min(_MOST_SPLITS, triton.cdiv(num_rows, _ROWS_PER_SPLIT)))
-
-
-def _new_gradients(key: Tensor, value: Tensor, splits: int, zero: bool) -> tuple[Tensor, Tensor]:
-    """[splits, *shape] each; fp32 if they are partial sums."""
-    dtype = key.dtype if splits == 1 else torch.float32
-    # packed: whatever the bounds leave out has no program
-    new = torch.zeros if zero else torch.empty
-    grad_key = new(splits, *key.shape, dtype=dtype, device=key.device)
-    return grad_key, new(splits, *value.shape, dtype=dtype, device=value.device)
-
-
-def compressed_query_gradient(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    gate: Tensor | None,
-    partial: Tensor | None,
-    grad_query: Tensor,
-    place: Place,
-) -> None:
-    """Fill `grad_query` as `band_query_gradient.query_gradient` does."""
-    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    inputs = query, key, value, grad_out, lse, delta, gate, partial, grad_query
-    query_gradient(*inputs, place, block_band(place.config), pinned(QUERY_TILES, key, value)).run()
-
-
-def compressed_key_gradients(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    gate: Tensor | None,
-    place: Place,
-) -> tuple[Tensor, Tensor]:
-    """d key and d value; the arguments are those of `compressed_query_gradient`."""
-    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    inputs = query, key, value, grad_out, lse, delta, gate
-    splits = num_splits(query.shape[1])
-    grads = _new_gradients(key, value, splits, place.packed is not None)
-    key_gradient(*inputs, *grads, place, block_band(place.config), pinned(KEY_TILES, key, value)).run()
-    if splits == 1:
-        return grads[0][0], grads[1][0]
-    return grads[0].sum(dim=0).to(key.dtype), grads[1].sum(dim=0).to(value.dtype)
 
 
 def compressed_backward(
@@ -93,8 +46,9 @@ def compressed_backward(
     grad_query = query.new_empty(query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
-    compressed_query_gradient(*inputs, None, grad_query, place)
-    return grad_query, *compressed_key_gradients(*inputs, place)
+    band = block_band(config)
+    fill_query_gradient(*inputs, None, grad_query, place, band)
+    return grad_query, *key_gradients(*inputs, place, band, num_splits(query.shape[1]))
 
 
 def variants() -> Iterator[KernelVariant]:
@@ -111,6 +65,6 @@ def variants() -> Iterator[KernelVariant]:
             launch = query_gradient(*inputs, gate, None, out, place, band, tile)
             yield launch.variant(f"compressed_query_gradient{label}", hot=shape.hot)
             tile = pinned(KEY_TILES, key, value)
-            grads = _new_gradients(key, value, splits, zero=False)
+            grads = new_gradients(key, value, splits, zero=False)
             launch = key_gradient(*inputs, gate, *grads, place, band, tile)
             yield launch.variant(f"compressed_key_gradient{label}", hot=shape.hot)

@@ -99,10 +99,15 @@ def memory_class(tensor: Tensor) -> str:
 
 def pinned(tiles: PinnedTiles, *tensors: Tensor) -> Tile:
     """The tile for rows of these tensors: depends on dtype, dims and device, never on a length or a batch."""
+    tile = table_entry(tiles, *tensors)[1]
+    return tile._replace(rows=64, keys=32) if INTERPRETED else tile
+
+
+def table_entry(tiles: PinnedTiles, *tensors: Tensor) -> tuple[float, Tile]:
+    """The entry of `tiles` for rows of these tensors: most bytes of a row, and the tile."""
     row_bytes = sum(padded(x.shape[3]) * x.element_size() for x in tensors)
     choices = tiles[memory_class(tensors[0])]
-    tile = next((tile for limit, tile in choices if row_bytes <= limit), choices[-1][1])
-    return tile._replace(rows=64, keys=32) if INTERPRETED else tile
+    return next((entry for entry in choices if row_bytes <= entry[0]), choices[-1])
 
 
 def split_dim(dim: int) -> tuple[int, int]:

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
+from trisparse.triton.band_backward import fill_query_gradient, key_gradients
 from trisparse.triton.combine import combine_backward
-from trisparse.triton.compressed_backward import compressed_key_gradients, compressed_query_gradient
+from trisparse.triton.compressed_backward import num_splits
+from trisparse.triton.compressed_forward import block_band
 from trisparse.triton.selected_backward import selected_key_gradients, selected_query_gradient
 from trisparse.triton.sparse_call import SparseCall, sparse_call
-from trisparse.triton.window_backward import window_key_gradients, window_query_gradient
+from trisparse.triton.window_forward import token_band
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
@@ -32,13 +34,15 @@ def _query_gradients(
     total = query.new_empty(query.shape, dtype=torch.float32)
     # lse, delta and gate of each branch
     compressed, selected, window = zip(lse, delta, call.gates.unbind(dim=-1), strict=True)
-    compressed_query_gradient(grad_out, query, *call.compressed, *compressed, None, total, place)
+    blocks, tokens = block_band(place.config), token_band(place.config)
+    fill_query_gradient(grad_out, query, *call.compressed, *compressed, None, total, place, blocks)
     everything = call.everything
     if everything is None:
         selected_query_gradient(grad_out, query, *call.selected, ids, *selected, total, total, place)
     else:
-        window_query_gradient(grad_out, query, *call.selected, *selected, total, total, everything)
-    window_query_gradient(grad_out, query, *call.window, *window, total, grad_query, place)
+        band = token_band(everything.config)
+        fill_query_gradient(grad_out, query, *call.selected, *selected, total, total, everything, band)
+    fill_query_gradient(grad_out, query, *call.window, *window, total, grad_query, place, tokens)
 
 
 def _key_gradients(
@@ -47,13 +51,15 @@ def _key_gradients(
     """d key and d value of the three branches; arguments as in `_query_gradients`."""
     query, place = call.query, call.place
     rows = list(zip(lse, delta, call.gates.unbind(dim=-1), strict=True))
-    compressed = compressed_key_gradients(grad_out, query, *call.compressed, *rows[0], place)
+    blocks, splits = block_band(place.config), num_splits(query.shape[1])
+    compressed = key_gradients(grad_out, query, *call.compressed, *rows[0], place, blocks, splits)
     everything = call.everything
     if everything is None:
         selected = selected_key_gradients(grad_out, query, *call.selected, ids, *rows[1], place)
     else:
-        selected = window_key_gradients(grad_out, query, *call.selected, *rows[1], everything)
-    window = window_key_gradients(grad_out, query, *call.window, *rows[2], place)
+        band = token_band(everything.config)
+        selected = key_gradients(grad_out, query, *call.selected, *rows[1], everything, band)
+    window = key_gradients(grad_out, query, *call.window, *rows[2], place, token_band(place.config))
     return *compressed, *selected, *window
 
 

@@ -6,54 +6,15 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
+from trisparse.triton.band_backward import fill_query_gradient, key_gradients
 from trisparse.triton.band_key_gradient import KEY_TILES, key_gradient
 from trisparse.triton.band_query_gradient import QUERY_TILES, query_gradient
 from trisparse.triton.combine import row_sums
-from trisparse.triton.launch import Place, pinned, rowwise
+from trisparse.triton.launch import Place, pinned
 from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 from trisparse.triton.window_forward import token_band
-
-
-def window_query_gradient(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    gate: Tensor | None,
-    partial: Tensor | None,
-    grad_query: Tensor,
-    place: Place,
-) -> None:
-    """Fill `grad_query` as `band_query_gradient.query_gradient` does."""
-    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    inputs = query, key, value, grad_out, lse, delta, gate, partial, grad_query
-    query_gradient(*inputs, place, token_band(place.config), pinned(QUERY_TILES, key, value)).run()
-
-
-def window_key_gradients(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    gate: Tensor | None,
-    place: Place,
-) -> tuple[Tensor, Tensor]:
-    """d key and d value; the arguments are those of `window_query_gradient`."""
-    grad_out, query, key, value = rowwise(grad_out), rowwise(query), rowwise(key), rowwise(value)
-    inputs = query, key, value, grad_out, lse, delta, gate
-    # packed: whatever the bounds leave out has no program
-    new = torch.empty if place.packed is None else torch.zeros
-    grad_key = new(1, *key.shape, dtype=key.dtype, device=key.device)
-    grad_value = new(1, *value.shape, dtype=value.dtype, device=value.device)
-    band, tile = token_band(place.config), pinned(KEY_TILES, key, value)
-    key_gradient(*inputs, grad_key, grad_value, place, band, tile).run()
-    return grad_key[0], grad_value[0]
 
 
 def window_backward(
@@ -79,8 +40,9 @@ def window_backward(
     grad_query = query.new_empty(query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
-    window_query_gradient(*inputs, None, grad_query, place)
-    return grad_query, *window_key_gradients(*inputs, place)
+    band = token_band(config)
+    fill_query_gradient(*inputs, None, grad_query, place, band)
+    return grad_query, *key_gradients(*inputs, place, band)
 
 
 def variants() -> Iterator[KernelVariant]:
