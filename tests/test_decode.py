@@ -186,6 +186,24 @@ def test_shared_keys_and_values_serve_both_branches(backend):
     torch.testing.assert_close(out.cpu(), gold)
 
 
+@pytest.mark.parametrize(
+    "order", [(0, 1, 2, 3), (0, 2, 1, 3), (0, 3, 1, 2)], ids=["rows", "heads", "features"]
+)
+@pytest.mark.parametrize("backend", NATIVE)
+def test_layouts_of_tensors_change_nothing(backend, order):
+    """Guards against a step that takes strides, or copies, from an earlier one of the same shapes."""
+    call = moved(make_decoding([90, 200], 2, SMALL, ring=True), backend)
+    out, ids = call.run(backend)
+    back = [order.index(axis) for axis in range(4)]
+    query, *pairs, gates = call.tensors
+    laid_out = [tuple(x.permute(order).contiguous().permute(back) for x in pair) for pair in pairs]
+    other = replace(call, tensors=(query, *laid_out, gates))
+    for _ in range(2):
+        found, found_ids = other.run(backend)
+        assert torch.equal(found_ids, ids)
+        torch.testing.assert_close(found, out)
+
+
 @pytest.mark.parametrize("place", ["ring", "positions"])
 @pytest.mark.parametrize("backend", NATIVE)
 def test_operator_passes_opcheck(backend, place):

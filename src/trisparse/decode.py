@@ -1,5 +1,8 @@
 """The whole op for the newest tokens of rows of different length, against a cache with room to spare."""
 
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +18,11 @@ Pair = tuple[Tensor, Tensor]
 # more new tokens than this are a prefill, for which the other GPU kernels are made
 _GPU_ROWS = 64
 
-# calls that passed every check but that of the values in `starts`, and their scale and backend: decoding
-# repeats one for each token, and with cold caches checking it anew takes longer than some of its kernels
-_PASSED: dict[tuple[Any, ...], tuple[float, str]] = {}
-_MOST_PASSED = 1000
+# tensors and options that passed every check but that of the values in `starts`, and what does such a step:
+# decoding repeats one for each token, and with cold caches checking it anew takes longer than some kernels
+_Step = Callable[..., Pair]
+_KNOWN: dict[tuple[Any, ...], _Step] = {}
+_MOST_KNOWN = 1000
 _OPTIONS = (SparseConfig, bool, str, float, int, type(None))
 
 
@@ -61,36 +65,44 @@ def sparse_decode(
         TypeError, ValueError, NotImplementedError: as `sparse_attention`; on a CPU also for starts that do
             not fit the room. On a GPU these are not looked at, but nothing outside the tensors is touched.
     """
-    scale, chosen = _check(
-        query, compressed, selected, window, gates, starts, config, window_ring, scale, backend
-    )
-    if query_cmp is not None:
-        validate.query_like("query_cmp", query_cmp, query)
-    if not _has_kernels(chosen, query.shape[1]):
-        tensors = (query, gates, *compressed, *selected, *window)
-        if not len(query):
-            return query.new_empty(*query.shape[:3], selected[1].shape[3]), starts.new_empty(
-                *query.shape[:2], selected[0].shape[2], config.num_selected
-            )
-        parts = []
-        for row, start in enumerate(starts.tolist()):
-            alone = [x[row : row + 1] for x in tensors]
-            alone_cmp = None if query_cmp is None else query_cmp[row : row + 1]
-            parts.append(_one_row(alone, alone_cmp, start, config, window_ring, scale, chosen))
-        return torch.cat([out for out, _ in parts]), torch.cat([ids for _, ids in parts])
-    return ops.decode(
-        query,
-        query_cmp,
-        *compressed,
-        *selected,
-        *window,
-        gates,
-        starts,
-        window_ring=window[0].shape[1] if window_ring else 0,
-        config=config,
-        scale=scale,
-        backend=chosen,
-    )
+    pairs = (compressed, selected, window)
+    options = (config, window_ring, scale, backend)
+    signature = _signature((query, query_cmp, gates, starts), pairs, options)
+    step = _KNOWN.get(signature) if signature else None
+    if step is None:
+        _check_shapes(query, query_cmp, compressed, selected, window, gates, starts, config, window_ring)
+        tensors = (query, query_cmp, *compressed, *selected, *window, gates, starts)
+        facts: dict[str, Any] = {
+            "window_ring": window[0].shape[1] if window_ring else 0,
+            "config": config,
+            "scale": validate.softmax_scale(scale, query.shape[3]),
+            "backend": backends.choose(backend, query.device.type, query.dtype),
+        }
+        if not _has_kernels(facts["backend"], query.shape[1]):
+            step = partial(_by_rows, **facts)
+        elif signature:
+            step = ops.prepared_decode(*tensors, **facts)
+        else:
+            step = partial(ops.decode, **facts)
+        _remember(signature, step)
+    if starts.is_cpu and not torch.compiler.is_compiling():
+        values = _read(starts) if signature else starts.tolist()
+        validate.row_starts(values, query, selected[0].shape[1], compressed[0].shape[1], config)
+    return step(query, query_cmp, *compressed, *selected, *window, gates, starts)
+
+
+def _read(starts: Tensor) -> Sequence[int]:
+    """The values of a plain int32 tensor [B] on the CPU: `tolist` takes as long as some steps' selection."""
+    if starts.numel() == 0 or starts.stride(0) != 1:
+        return starts.tolist()
+    return (ctypes.c_int32 * len(starts)).from_address(starts.data_ptr())[:]
+
+
+def _remember(signature: tuple[Any, ...] | None, step: _Step) -> None:
+    if signature:
+        if len(_KNOWN) >= _MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[signature] = step
 
 
 def _has_kernels(backend: str, num_rows: int) -> bool:
@@ -99,57 +111,31 @@ def _has_kernels(backend: str, num_rows: int) -> bool:
     return backend == "cpu" or (backend == "triton" and few)
 
 
-def _check(
-    query: Tensor,
-    compressed: Pair,
-    selected: Pair,
-    window: Pair,
-    gates: Tensor,
-    starts: Tensor,
-    config: SparseConfig,
-    window_ring: bool,
-    scale: float | None,
-    backend: str,
-) -> tuple[float, str]:
-    """-> the scale, and the backend that runs."""
-    # with its type: True would pass for 1.0
-    options = (config, window_ring, scale, backend)
-    signature = _signature((query, gates, starts), (compressed, selected, window), options)
-    found = _PASSED.get(signature) if signature else None
-    if found is None:
-        _check_shapes(query, compressed, selected, window, gates, starts, config, window_ring)
-        found = (
-            validate.softmax_scale(scale, query.shape[3]),
-            backends.choose(backend, query.device.type, query.dtype),
-        )
-        if signature:
-            if len(_PASSED) >= _MOST_PASSED:
-                _PASSED.clear()
-            _PASSED[signature] = found
-    validate.row_starts(starts, query, selected[0].shape[1], compressed[0].shape[1], config)
-    return found
-
-
 def _signature(
-    tensors: tuple[Tensor, ...], pairs: tuple[Pair, ...], options: tuple[Any, ...]
+    tensors: tuple[Tensor | None, ...], pairs: tuple[Pair, ...], options: tuple[Any, ...]
 ) -> tuple[Any, ...] | None:
-    """What is checked but for values; None where that may be no call at all, or is not worth it."""
-    if torch.compiler.is_compiling() or not all(type(option) in _OPTIONS for option in options):
+    """All of a call but addresses and values; None where that may be no call at all, or must be watched."""
+    if ops.is_watched() or not all(type(option) in _OPTIONS for option in options):
         return None
     for pair in pairs:
         if type(pair) is not tuple or len(pair) != 2:
             return None
         tensors += pair
-    facts: list[Any] = [(type(option), option) for option in options]
+    # with its type: True would pass for 1.0
+    facts: list[Any] = [is_batch_invariant(), type(options[2]), *options]
     for each in tensors:
-        if type(each) is not Tensor or each.is_nested:
+        if each is None:
+            facts.append(None)
+            continue
+        if type(each) is not Tensor or each.layout is not torch.strided or each.is_nested:
             return None
-        facts += each.shape, each.dtype, each.device, each.layout
+        facts += each.shape, each.stride(), each.dtype, each.device
     return tuple(facts)
 
 
 def _check_shapes(
     query: Tensor,
+    query_cmp: Tensor | None,
     compressed: Pair,
     selected: Pair,
     window: Pair,
@@ -170,19 +156,37 @@ def _check_shapes(
     else:
         validate.same_length("key_win", window[0], room)
     validate.start_per_row(starts, query)
+    if query_cmp is not None:
+        validate.query_like("query_cmp", query_cmp, query)
+
+
+def _by_rows(
+    *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
+) -> Pair:
+    """Each row of the batch alone, for backends without kernels for the step."""
+    *rows, starts = tensors
+    query, _, _, _, key_slc, value_slc, *_ = rows
+    assert starts is not None and query is not None and key_slc is not None and value_slc is not None
+    if not len(query):
+        ids_shape = (*query.shape[:2], key_slc.shape[2], config.num_selected)
+        return query.new_empty(*query.shape[:3], value_slc.shape[3]), starts.new_empty(ids_shape)
+    parts = []
+    for row, start in enumerate(starts.tolist()):
+        alone = [None if x is None else x[row : row + 1] for x in rows]
+        parts.append(_one_row(alone, start, window_ring, config, scale, backend))
+    return torch.cat([out for out, _ in parts]), torch.cat([ids for _, ids in parts])
 
 
 def _one_row(
-    tensors: list[Tensor],
-    query_cmp: Tensor | None,
+    tensors: Sequence[Any],
     start: int,
+    window_ring: int,
     config: SparseConfig,
-    window_ring: bool,
     scale: float,
     backend: str,
-) -> tuple[Tensor, Tensor]:
+) -> Pair:
     """One row of the batch by the public functions, over exactly its own tokens."""
-    query, gates, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win = tensors
+    query, query_cmp, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win, gates = tensors
     if start < 0:
         shape = (*query.shape[:2], key_slc.shape[2], config.num_selected)
         ids = torch.full(shape, -1, dtype=torch.int32, device=query.device)
@@ -191,7 +195,7 @@ def _one_row(
     first = max(0, start - config.window + 1)
     slots = torch.arange(first, stop, device=query.device)
     if window_ring:
-        slots = slots % key_win.shape[1]
+        slots = slots % window_ring
     blocks = config.num_compressed(stop)
     compressed = (key_cmp[:, :blocks], value_cmp[:, :blocks])
     selected = (key_slc[:, :stop], value_slc[:, :stop])

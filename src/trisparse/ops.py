@@ -58,22 +58,32 @@ def _run_decode(name: str, *arguments: Any) -> Any:
 def decode(
     *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """`decode_forward`; past the dispatcher, a tenth of a short step, where nobody watches."""
-    if _is_watched(tensors):
-        with torch.no_grad():
-            return torch.ops.trisparse.decode_forward(*tensors, window_ring, config.as_ints(), scale, backend)
-    return _run_in(backend, "decode_forward", *tensors, window_ring, config, scale)
+    """`decode_forward` by way of the dispatcher."""
+    with torch.no_grad():
+        return torch.ops.trisparse.decode_forward(*tensors, window_ring, config.as_ints(), scale, backend)
 
 
-def _is_watched(tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether a compiler, mode, transform, profiler or tensor class must see the operator itself."""
+def prepared_decode(
+    *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`decode_forward` for all tensors laid out as these, past the dispatcher: for where nobody watches.
+
+    What the dispatcher, our argument checks and the filling of structures take is a tenth of a short step.
+    """
+    arguments = (window_ring, config, scale)
+    prepare = getattr(backends.room(backend), "prepare_decode", None)
+    prepared = prepare(*tensors, *arguments) if prepare else None
+    return prepared or (lambda *others: _run_in(backend, "decode_forward", *others, *arguments))
+
+
+def is_watched() -> bool:
+    """Whether a compiler, mode, transform or profiler must see operators themselves."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch.autograd._profiler_enabled()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
-        or any(each is not None and type(each) is not Tensor for each in tensors)
     )
 
 

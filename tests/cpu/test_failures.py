@@ -47,8 +47,8 @@ for _ in range(3):
 WRONG_SIZES = """
 import torch
 from trisparse import SparseConfig
-from trisparse.cpu import attention
 from trisparse.cpu.problem import Problem
+from trisparse.cpu.run import run
 
 query, key = torch.ones(1, 32, 1, 4), torch.ones(1, 32, 1, 4)
 problem = Problem(query, 1, 4, SparseConfig(), 1.0, None, 0)
@@ -57,7 +57,7 @@ sizes = problem.structure
 sizes.compress_block = sizes.compress_stride = sizes.select_block = 1
 sizes.query_start = 2**62
 try:
-    attention._run("forward", problem)
+    run("forward", problem)
 except RuntimeError as error:
     assert str(error) == (
         "the CPU kernels failed with status 3: an error inside of them, which is a fault of Trisparse"

@@ -6,29 +6,10 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
+from trisparse.cpu.decode import decode_forward, prepare_decode  # noqa: F401 part of the room
 from trisparse.cpu.library import library
-from trisparse.cpu.problem import BRANCHES, DATA_TYPES, Problem
-
-# of `Status` in csrc/interface.h
-_OUT_OF_MEMORY = 1
-_FAILURES = {
-    2: "they do not take this call, or torch's threads did not",
-    3: "an error inside of them, which is a fault of Trisparse",
-}
-
-
-def _error(status: int) -> Exception:
-    """A new one for each call: an exception keeps what its traceback sees."""
-    if status == _OUT_OF_MEMORY:
-        return MemoryError("the CPU kernels ran out of memory")
-    return RuntimeError(f"the CPU kernels failed with status {status}: {_FAILURES.get(status, 'unknown')}")
-
-
-def _run(direction: str, problem: Problem) -> None:
-    function = getattr(library(problem.dtype).functions, f"trisparse_{direction}")
-    status = function(ctypes.byref(problem.structure))
-    if status != 0:
-        raise _error(status)
+from trisparse.cpu.problem import BRANCHES, DATA_TYPES, Problem, empty_ids
+from trisparse.cpu.run import run
 
 
 def instructions_for(dtype: torch.dtype) -> str:
@@ -51,11 +32,6 @@ def _results(query: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
     return query.new_empty(*shape, value_dim), query.new_empty(shape, dtype=torch.float32)
 
 
-def _empty_ids(query: Tensor, key: Tensor, config: SparseConfig) -> Tensor:
-    shape = (*query.shape[:2], key.shape[2], config.num_selected)
-    return query.new_empty(shape, dtype=torch.int32)
-
-
 def _forward(
     branch: str,
     query: Tensor,
@@ -74,7 +50,7 @@ def _forward(
     if ids is not None:
         problem.give("ids", ids)
     problem.structure.select = select
-    _run("forward", problem)
+    run("forward", problem)
     return out, lse
 
 
@@ -101,7 +77,7 @@ def compressed_select_forward(
     query_start: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """-> out [B, Tq, H, E], lse [B, Tq, H], ids int32 [B, Tq, G, S] from one pass over the scores."""
-    ids = _empty_ids(query, key, config)
+    ids = empty_ids(query, key, config)
     out, lse = _forward(
         "compressed", query, key, value, config, scale, cu_seqlens, query_start, ids=ids, select=True
     )
@@ -117,12 +93,12 @@ def select_blocks(
     query_start: int,
 ) -> Tensor:
     """-> ids int32 [B, Tq, G, S], bit for bit those of `compressed_select_forward`."""
-    ids = _empty_ids(query, key, config)
+    ids = empty_ids(query, key, config)
     problem = Problem(query, key.shape[2], 1, config, scale, cu_seqlens, query_start)
     problem.give_branch("compressed", key=key)
     problem.give("ids", ids)
     problem.structure.select = True
-    _run("forward", problem)
+    run("forward", problem)
     return ids
 
 
@@ -189,14 +165,14 @@ def sparse_forward(
     out = query.new_empty(batch, rows, heads, value_dim)
     branches = query.new_empty(kept, batch, rows, heads, value_dim)
     lse = query.new_empty((kept, batch, rows, heads), dtype=torch.float32)
-    ids = _empty_ids(query, key_slc, config)
+    ids = empty_ids(query, key_slc, config)
     problem = Problem(query, key_slc.shape[2], value_dim, config, scale, cu_seqlens, query_start)
     pairs = ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
     _give_branches(problem, pairs, branches, lse)
     for name, tensor in (("gates", gates), ("out", out), ("ids", ids)):
         problem.give(name, tensor)
     problem.structure.select = True
-    _run("forward", problem)
+    run("forward", problem)
     return out, branches, lse, ids
 
 
@@ -222,48 +198,8 @@ def _branches_again(
     pairs = ((key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win))
     _give_branches(problem, pairs, branches, lse)
     problem.give("ids", _native_ids(ids))
-    _run("forward", problem)
+    run("forward", problem)
     return branches, lse
-
-
-def decode_forward(
-    query: Tensor,
-    query_cmp: Tensor | None,
-    key_cmp: Tensor,
-    value_cmp: Tensor,
-    key_slc: Tensor,
-    value_slc: Tensor,
-    key_win: Tensor,
-    value_win: Tensor,
-    gates: Tensor,
-    starts: Tensor,
-    window_ring: int,
-    config: SparseConfig,
-    scale: float,
-) -> tuple[Tensor, Tensor]:
-    """The whole op for the newest tokens of rows of different length -> out [B, n, H, E], ids [B, n, G, S].
-
-    A row that starts below 0, or ends past the room of its keys, gets 0 and -1.
-    """
-    out = query.new_empty(*query.shape[:3], value_cmp.shape[3])
-    ids = _empty_ids(query, key_slc, config)
-    room = key_slc.shape[1]
-    problem = Problem(query, key_slc.shape[2], value_cmp.shape[3], config, scale, None, 0, room=room)
-    problem.give_branch("compressed", key=key_cmp, value=value_cmp)
-    problem.give_branch("window", key=key_win, value=value_win)
-    problem.give_branch("selected", key=key_slc, value=value_slc)
-    if window_ring:
-        problem.structure.window_ring = key_win.shape[1]
-    else:
-        problem.structure.tokens = min(key_slc.shape[1], key_win.shape[1])
-    if query_cmp is not None:
-        problem.give("query_compressed", query_cmp)
-    problem.give_starts(starts)
-    for name, tensor in (("gates", gates), ("out", out), ("ids", ids)):
-        problem.give(name, tensor)
-    problem.structure.select = True
-    _run("forward", problem)
-    return out, ids
 
 
 def _gradients(*inputs: Tensor) -> tuple[Tensor, ...]:
@@ -294,7 +230,7 @@ def _backward(
     problem.give("grad_query", grad_query)
     if ids is not None:
         problem.give("ids", ids)
-    _run("backward", problem)
+    run("backward", problem)
     return grad_query, grad_key, grad_value
 
 
@@ -397,7 +333,7 @@ def sparse_backward(
     given = {"grad_out": grad_out, "gates": gates, "ids": ids, "grad_query": grads[0], "grad_gates": grads[7]}
     for name, tensor in given.items():
         problem.give(name, tensor)
-    _run("backward", problem)
+    run("backward", problem)
     return grads
 
 

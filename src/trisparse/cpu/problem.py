@@ -64,14 +64,27 @@ class ProblemStructure(ctypes.Structure):
 
 
 # the structure as 8-byte words: a tensor's four are set at once, which takes half the time of four fields
-_Words = ctypes.c_int64 * (ctypes.sizeof(ProblemStructure) // 8)
-_PLACES = {field[0]: getattr(ProblemStructure, field[0]).offset // 8 for field in ProblemStructure._fields_}
-_BRANCH_PLACES = {
-    (branch, field[0]): _PLACES["branches"]
+Words = ctypes.c_int64 * (ctypes.sizeof(ProblemStructure) // 8)
+# the first word of a tensor by its name in the structure, or by its branch and its name there
+WORD_OF: dict[str | tuple[str, str], int] = {
+    field[0]: getattr(ProblemStructure, field[0]).offset // 8 for field in ProblemStructure._fields_
+}
+WORD_OF |= {
+    (branch, field[0]): WORD_OF["branches"]
     + (index * ctypes.sizeof(BranchViews) + getattr(BranchViews, field[0]).offset) // 8
     for index, branch in enumerate(BRANCHES)
     for field in BranchViews._fields_
 }
+
+
+def empty_ids(query: Tensor, key: Tensor, config: SparseConfig) -> Tensor:
+    """Memory for ids int32 [B, Tq, G, S]."""
+    return query.new_empty((*query.shape[:2], key.shape[2], config.num_selected), dtype=torch.int32)
+
+
+def with_whole_rows(tensor: Tensor) -> Tensor:
+    """`tensor`, or a copy if its features, the last dimension, are apart."""
+    return tensor if tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 else tensor.contiguous()
 
 
 def _sizes(config: SparseConfig, positions: int) -> dict[str, int]:
@@ -129,7 +142,7 @@ class Problem:
             invariant=is_batch_invariant(),
             **_sizes(config, query_start + rows if room is None else room),
         )
-        self._words = _Words.from_buffer(structure)
+        self.words = Words.from_buffer(structure)
         if cu_seqlens is not None:
             bounds = cu_seqlens.contiguous()
             self._kept.append(bounds)
@@ -138,17 +151,15 @@ class Problem:
 
     def _set(self, place: int, tensor: Tensor) -> None:
         """`tensor` [batch, row, head, feature] or [batch, row, head]; copied if its features are apart."""
-        wide = tensor if tensor.dim() == 4 else tensor.unsqueeze(3)
-        if wide.stride(3) != 1 and wide.shape[3] > 1:
-            wide = wide.contiguous()
+        wide = with_whole_rows(tensor if tensor.dim() == 4 else tensor.unsqueeze(3))
         self._kept.append(wide)
         # no address would mean "not given"; a tensor without elements is given, and never read
         address = wide.data_ptr() or ctypes.addressof(self.structure)
-        self._words[place : place + 4] = [address, *wide.stride()[:3]]
+        self.words[place : place + 4] = [address, *wide.stride()[:3]]
 
     def give(self, name: str, tensor: Tensor) -> None:
         """Set a tensor of the call by its name in `struct Problem`."""
-        self._set(_PLACES[name], tensor)
+        self._set(WORD_OF[name], tensor)
         if name == "gates":
             self.structure.gates_type = DATA_TYPES[tensor.dtype]
         if name == "ids":
@@ -164,7 +175,7 @@ class Problem:
         """Set tensors of a branch by their names in `struct Branch`; what is None stays out."""
         for name, tensor in tensors.items():
             if tensor is not None:
-                self._set(_BRANCH_PLACES[branch, name], tensor)
+                self._set(WORD_OF[branch, name], tensor)
         key = tensors.get("key")
         if key is not None:
             setattr(self.structure, "compressed" if branch == "compressed" else "tokens", key.shape[1])
