@@ -120,6 +120,13 @@ def cpu_instructions(dtype: torch.dtype) -> str:
     return importlib.import_module("trisparse.cpu.attention").instructions_for(dtype)
 
 
+def fast_cpu_dtype() -> torch.dtype:
+    """bfloat16 if the CPU kernels multiply it in hardware, else float32."""
+    chosen = choose("auto", "cpu", torch.bfloat16)
+    fast = chosen == "cpu" and cpu_instructions(torch.bfloat16) == "amx"
+    return torch.bfloat16 if fast else torch.float32
+
+
 @cache
 def room(name: str) -> ModuleType:
     """The module with the branch functions of backend `name`; imported when it is first used."""

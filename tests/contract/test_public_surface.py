@@ -46,7 +46,7 @@ ALLOWED = {
     "models": {"baselines", "config", "nn"},
     "data": set(),
     "report": {"files"},
-    "train": {"data", "files", "models"},
+    "train": {"backends", "data", "files", "models"},
     "eval": {"data", "nn"},
     "bench": {
         "api",

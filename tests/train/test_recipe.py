@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from trisparse import backends
 from trisparse.train.recipe import Recipe, different_fields, load_recipe, save_recipe
 
 
@@ -30,6 +32,29 @@ def test_overrides_win_over_the_file_and_take_the_annotated_type(tmp_path: Path)
     assert recipe.model == {"hidden_size": 128, "rms_norm_eps": 1e-5}
     assert recipe.gradient_checkpointing is True
     assert (recipe.attention, recipe.attention_name, recipe.data) == (["nsa", "full"], "mixed", "2024")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "wanted"), [("amx", "bfloat16"), ("avx512", "float32"), ("portable", "float32")]
+)
+def test_auto_is_the_precision_that_the_processor_multiplies(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, instructions: str, wanted: str
+) -> None:
+    """Guards against a run that goes on elsewhere in another precision: what is saved is the choice."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(backends, "choose", lambda *_: "cpu")
+    monkeypatch.setattr(backends, "cpu_instructions", lambda _: instructions)
+    recipe = load_recipe(None, ["output=a", "precision=auto"])
+    save_recipe(recipe, tmp_path / "recipe.yaml")
+    monkeypatch.undo()
+    assert load_recipe(tmp_path / "recipe.yaml").precision == recipe.precision == wanted
+
+
+def test_without_kernels_auto_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against bfloat16 by PyTorch alone, which is many times slower than its float32."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    monkeypatch.setattr(backends, "choose", lambda *_: "torch")
+    assert Recipe(output="a", precision="auto").precision == "float32"
 
 
 def test_saved_recipe_comes_back_whole(tmp_path: Path) -> None:
@@ -62,7 +87,7 @@ def test_only_fields_that_change_numbers_count_as_different() -> None:
         ("learning_rate=.nan", r"^learning_rate: expected a finite number, more than 0, got nan$"),
         ("weight_decay=-1", r"^weight_decay: expected a finite number, at least 0, got -1\.0$"),
         ("schedule=cosin", r"^schedule: expected 'cosine' or 'linear' or 'constant', got str 'cosin'"),
-        ("precision=float16", r"^precision: expected 'float32' or 'bfloat16', got str 'float16'"),
+        ("precision=float16", r"^precision: expected 'float32' or 'bfloat16' or 'auto', got str 'float16'"),
         ("packed_documents=1", r"^packed_documents: expected true or false, got int 1"),
         ("model=tiny", r"^model: expected a mapping of names to values, got str 'tiny'"),
         ("attention=[1]", r"^attention: expected a text or a list of a text, got list \[1\]"),

@@ -89,13 +89,6 @@ def gates(plan: DemoPlan, _: Say) -> Rows:
     return gate_rows(load(plan, "nsa"), _some_text(plan))
 
 
-def best_dtype() -> torch.dtype:
-    """bfloat16 if the CPU kernels multiply it in hardware, else float32."""
-    chosen = backends.choose("auto", "cpu", torch.bfloat16)
-    fast = chosen == "cpu" and backends.cpu_instructions(torch.bfloat16) == "amx"
-    return torch.bfloat16 if fast else torch.float32
-
-
 def attention(plan: DemoPlan, say: Say) -> Rows:
     """The attention benchmark with the paper's block sizes, shorter contexts backward as well.
 
@@ -107,7 +100,7 @@ def attention(plan: DemoPlan, say: Say) -> Rows:
         say(f"{row['backend']:>5} {row['direction']:<16} {int(row['tokens']):>6} tokens: {time}")
 
     rows: Rows = []
-    dtype = best_dtype()
+    dtype = backends.fast_cpu_dtype()
     runs = (("forward", plan.bench_lengths), ("backward", plan.bench_backward_lengths))
     for direction, lengths in runs:
         rows += bench.run(

@@ -60,6 +60,7 @@ class DemoPlan:
             steps=self.steps,
             learning_rate=2e-3,
             warmup_steps=min(20, self.steps),
+            precision="auto",
             evaluate_every=max(1, self.steps // 6),
             evaluate_windows=16,
             save_every=max(1, self.steps // 6),

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 
 from trisparse.files import write_whole
+from trisparse.train.precision import fast_precision
 from trisparse.train.typed import parsed, typed
 
 # what may differ between a run and its continuation: none of these changes a number; the text of `data` is
@@ -48,7 +49,9 @@ class Recipe:
         schedule: how the learning rate goes on after the warmup; "cosine" and "linear" end at zero.
         max_grad_norm: the norm that longer gradients are scaled down to.
         seed: of the initial weights and of the order of the windows.
-        precision: "bfloat16" computes in bfloat16 where that is safe; the weights stay float32.
+        precision: "bfloat16" computes in bfloat16 where that is safe; the weights stay float32. "auto" is
+            "bfloat16" where this machine multiplies it in hardware, else "float32", and becomes one of them
+            when the recipe is made: a run that goes on elsewhere has the precision that it began with.
         evaluate_every: steps between two evaluations; one follows the last step in any case.
         evaluate_windows: held-out windows per evaluation, spread evenly; all if there are fewer.
         save_every: steps between two checkpoints; one follows the last step in any case.
@@ -75,7 +78,7 @@ class Recipe:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     max_grad_norm: float = 1.0
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     evaluate_every: int = 50
     evaluate_windows: int = 16
     save_every: int = 50
@@ -94,6 +97,8 @@ class Recipe:
                 raise ValueError(
                     f"{name}: expected a name, got an empty one; leave the key out or fill it in"
                 )
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", fast_precision())
         if "attention" in self.model:
             raise ValueError("model.attention: expected the recipe's own key; write attention=... instead")
 
