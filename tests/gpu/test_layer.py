@@ -4,9 +4,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from trisparse import SparseConfig
-from trisparse.models import TrisparseConfig, TrisparseForCausalLM
+from trisparse.models import TokenStep, TrisparseConfig, TrisparseForCausalLM
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.rope import Rope
 
@@ -118,6 +119,23 @@ def test_generated_tokens_are_the_best_of_the_whole_sequence(options):
     logits = model(tokens[:, :-1]).logits[:, prompt.shape[1] - 1 :]
     chosen = logits.gather(2, tokens[:, prompt.shape[1] :, None])[..., 0]
     assert (chosen >= logits.amax(dim=-1) - 1e-3 * logits.abs().amax()).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["nsa", ["nsa", "full"]], ids=str)
+def test_steps_of_a_graph_equal_the_whole_sequence(attention):
+    """Guards against a length, or an address, that the captured graph has kept from another step."""
+    model, tokens = make_model(attention=attention), prompt_of(2, TOKENS)
+    wanted, prompt = model(tokens, use_cache=False).logits, TOKENS - 40
+    cache = StaticCache(config=model.config, max_cache_len=TOKENS)
+    model(tokens[:, :prompt], past_key_values=cache)
+    step = TokenStep(model, cache)
+    for place in range(prompt, TOKENS - 10):
+        assert_near(step(tokens[:, place, None]), wanted[:, place])
+    cache.crop(-7)
+    cache.reorder_cache(torch.tensor([1, 0], device=DEVICE))
+    for place in range(TOKENS - 17, TOKENS):
+        assert_near(step(tokens[:, place, None].flip(0)), wanted[:, place].flip(0))
 
 
 def test_three_steps_of_training_lower_the_loss():

@@ -32,10 +32,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int
     value = pad(value, (0, max(0, key.shape[3] - value_dim)))
     num_rows, num_tokens = query.shape[1], key.shape[1]
     if num_rows == 1:
-        # a group's heads as rows: each key is read once for all of them, several times as fast on a CPU
-        grouped = query.unflatten(2, (key.shape[2], -1)).squeeze(1)
-        out = scaled_dot_product_attention(grouped, key.transpose(1, 2), value.transpose(1, 2))
-        return out.flatten(1, 2)[:, None, :, :value_dim]
+        return _attend_one(query, key, value)[..., :value_dim]
     mask = None
     if 1 < num_rows < num_tokens:
         positions = torch.arange(query_start, query_start + num_rows, device=query.device)
@@ -49,6 +46,15 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int
         enable_gqa=True,
     )
     return out.transpose(1, 2)[..., :value_dim]
+
+
+def _attend_one(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None = None) -> Tensor:
+    """One query token: [B, 1, H, E]. `visible`: bool [B, T], by default all keys."""
+    # a group's heads as rows: each key is read once for all of them, several times as fast on a CPU
+    grouped = query.unflatten(2, (key.shape[2], -1)).squeeze(1)
+    mask = None if visible is None else visible[:, None, None]
+    out = scaled_dot_product_attention(grouped, key.transpose(1, 2), value.transpose(1, 2), attn_mask=mask)
+    return out.flatten(1, 2)[:, None]
 
 
 class FullAttention(nn.Module):
@@ -99,10 +105,7 @@ class FullAttention(nn.Module):
         if cache is not None and not isinstance(cache, DenseCache):
             raise TypeError(f"cache: expected a DenseCache, got {type(cache).__name__}")
         validate.packed(cu_seqlens, hidden, hidden.shape[1])
-        query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
-        key = self.k_proj(hidden).unflatten(-1, (self.num_kv_groups, self.head_dim))
-        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_groups, self.value_dim))
-        tensors = [query, key, value]
+        tensors = self._project(hidden)
         if cu_seqlens is not None:
             bounds = cu_seqlens.tolist()
             runs = zip(bounds, bounds[1:], strict=False)
@@ -111,10 +114,34 @@ class FullAttention(nn.Module):
             counts = check_padding(padding, *hidden.shape[:2])
             new = [hidden.shape[1] - skip for skip in counts]
             if cache is not None:
-                cache.reserve({"key": key, "value": value}, new)
+                cache.reserve(dict(zip(("key", "value"), tensors[1:], strict=True)), new)
             out = without_padding(partial(self._attend, cache=cache), tensors, counts)
             if cache is not None:
                 cache.commit(new)
+        return self._finish(out, hidden)
+
+    def step(self, hidden: Tensor, cache: DenseCache, starts: Tensor) -> Tensor:
+        """As NativeSparseAttention.step; what lies behind a row's tokens must be finite."""
+        query, key, value = self._project(hidden)
+        positions = starts[:, None].long()
+        if self.rope is not None:
+            query, key = self.rope.rotate(query, positions), self.rope.rotate(key, positions)
+        for name, tokens in (("key", key), ("value", value)):
+            cache.buffers[name].put(positions, tokens)
+        key, value = cache.pair(slice(None))
+        visible = torch.arange(key.shape[1], device=key.device) <= positions
+        wide = pad(value, (0, max(0, self.head_dim - self.value_dim)))
+        out = _attend_one(query, key, wide, visible)[..., : self.value_dim]
+        return self._finish(out, hidden)
+
+    def _project(self, hidden: Tensor) -> list[Tensor]:
+        """query [B, T, H, D], key [B, T, G, D], value [B, T, G, E]."""
+        query = self.q_proj(hidden).unflatten(-1, (self.num_heads, self.head_dim))
+        key = self.k_proj(hidden).unflatten(-1, (self.num_kv_groups, self.head_dim))
+        value = self.v_proj(hidden).unflatten(-1, (self.num_kv_groups, self.value_dim))
+        return [query, key, value]
+
+    def _finish(self, out: Tensor, hidden: Tensor) -> Tensor:
         if self.gates is not None:
             out = out * self.gates(hidden)
         return self.o_proj(out.flatten(2))

@@ -4,9 +4,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.models.modeling import TrisparseForCausalLM, TrisparseModel
+from trisparse.models.token_step import TokenStep
 
 AutoConfig.register("trisparse", TrisparseConfig, exist_ok=True)
 AutoModel.register(TrisparseConfig, TrisparseModel, exist_ok=True)
 AutoModelForCausalLM.register(TrisparseConfig, TrisparseForCausalLM, exist_ok=True)
 
-__all__ = ["TrisparseConfig", "TrisparseForCausalLM", "TrisparseModel"]
+__all__ = ["TokenStep", "TrisparseConfig", "TrisparseForCausalLM", "TrisparseModel"]

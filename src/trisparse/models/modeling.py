@@ -90,6 +90,14 @@ class Block(GradientCheckpointingLayer):
             mixed = self.attention(normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding)
         else:
             mixed = _attend_cached(self.attention, normed, batch, cache)
+        return self._finish(hidden, mixed)
+
+    def step(self, hidden: Tensor, cache: BatchCache, starts: Tensor) -> Tensor:
+        """One token of each row, as `NativeSparseAttention.step` attends it: [B, 1, hidden_size]."""
+        mixed = cast(Any, self.attention).step(self.attention_norm(hidden), cache, starts)
+        return self._finish(hidden, mixed)
+
+    def _finish(self, hidden: Tensor, mixed: Tensor) -> Tensor:
         hidden = hidden + mixed
         return hidden + self.mlp(self.mlp_norm(hidden))
 
@@ -152,7 +160,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected either input_ids or inputs_embeds")
-        hidden = inputs_embeds if input_ids is None else self._embed(input_ids)
+        hidden = inputs_embeds if input_ids is None else self.embed(input_ids)
         assert hidden is not None
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
@@ -188,7 +196,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
             layer.slots += hidden.shape[1]
         return output
 
-    def _embed(self, input_ids: Tensor) -> Tensor:
+    def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
             low, high = (int(bound) for bound in input_ids.aminmax())

@@ -22,6 +22,11 @@ from trisparse.nn.rows import check_padding, without_padding
 _COMPRESSED, _SELECTED, _WINDOW = range(3)
 
 
+def _positions_from(starts: Tensor, count: int) -> Tensor:
+    """[R, count] of the tokens that begin at `starts` [R]."""
+    return starts[:, None] + torch.arange(count, device=starts.device)
+
+
 class NativeSparseAttention(nn.Module):
     """Multi-head attention by three sparse branches (eq. 5), a drop-in for causal self-attention.
 
@@ -274,26 +279,58 @@ class NativeSparseAttention(nn.Module):
 
         What goes around the rings is appended to `late`: it may be written when no row can fail any more.
         """
-        query, keys, values, gates = tensors
-        count = query.shape[1]
-        starts = torch.tensor(cache.lengths[rows], dtype=torch.int32, device=query.device)
-        positions = starts[:, None] + torch.arange(count, device=query.device)
-        rotated = self._rotate(query, positions)
-        near = {"tail_key": self._set(keys, _COMPRESSED), "tail_value": self._set(values, _COMPRESSED)}
+        starts = torch.tensor(cache.lengths[rows], dtype=torch.int32, device=tensors[0].device)
+        raw, near = self._tokens(tensors, _positions_from(starts, tensors[0].shape[1]))
         self._compress_new(cache, rows, near)
-        if not self.shared_kv:
-            near["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
-            near["window_value"] = self._set(values, _WINDOW)
-        selected_key = self._rotate(self._set(keys, _SELECTED), positions)
-        cache.write(rows, {"key": selected_key, "value": self._set(values, _SELECTED)})
-        if count <= STEP:
+        cache.write(rows, raw)
+        if tensors[0].shape[1] <= STEP:
             cache.write(rows, near)
             window = cache.window(rows)
         else:
             window = cache.longer_window(rows, near)
             late.append((rows, near))
+        return self._decode(cache, rows, tensors, starts, window)
+
+    def step(self, hidden: Tensor, cache: SparseCache, starts: Tensor) -> Tensor:
+        """`forward` of each row's newest token, at `starts` int32 [B] on the device: [B, 1, hidden_size].
+
+        Nothing on the host depends on `starts`, so that a CUDA graph of it serves all steps. The cache has
+        room, and is told by the caller (`expect` before, `commit` after).
+        """
+        tensors = self._project(hidden)
+        positions = _positions_from(starts, 1)
+        raw, near = self._tokens(tensors, positions)
+        for name, tokens in (raw | near).items():
+            cache.buffers[name].put(positions, tokens)
+        self._compress_last(cache, starts)
+        everything = slice(None)
+        out = self._decode(cache, everything, tensors, starts, cache.window(everything))
+        return self.o_proj(out.flatten(2))
+
+    def _tokens(
+        self, tensors: list[Tensor], positions: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What a cache keeps of tokens at `positions` [R, n], for good and in its rings, by buffer."""
+        _, keys, values, _ = tensors
+        key, value = self._set(keys, _SELECTED), self._set(values, _SELECTED)
+        near = {"tail_key": self._set(keys, _COMPRESSED), "tail_value": self._set(values, _COMPRESSED)}
+        if not self.shared_kv:
+            near["window_key"] = self._rotate(self._set(keys, _WINDOW), positions)
+            near["window_value"] = self._set(values, _WINDOW)
+        return {"key": self._rotate(key, positions), "value": value}, near
+
+    def _decode(
+        self,
+        cache: SparseCache,
+        rows: slice,
+        tensors: list[Tensor],
+        starts: Tensor,
+        window: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Attention [R, n, H, E] of tokens that the cache holds already."""
+        query, _, _, gates = tensors
         out, ids = sparse_decode(
-            rotated,
+            self._rotate(query, _positions_from(starts, query.shape[1])),
             cache.pair(rows, "compressed_"),
             cache.pair(rows),
             window,
@@ -306,6 +343,21 @@ class NativeSparseAttention(nn.Module):
         )
         self._record(gates, ids)
         return out
+
+    def _compress_last(self, cache: SparseCache, starts: Tensor) -> None:
+        """Compress the block that each row's newest token completes, if it completes one."""
+        config = self.config
+        past = starts.long() + 1 - config.compress_block
+        block = (past // config.compress_stride).clamp(min=0)[:, None]
+        completes = ((past >= 0) & (past % config.compress_stride == 0))[:, None, None, None]
+        first = block * config.compress_stride
+        positions = first + torch.arange(config.compress_block, device=starts.device)
+        for part, compress in (("key", self.compress_key), ("value", self.compress_value)):
+            new = compress(cache.buffers[f"tail_{part}"].at(positions))
+            if part == "key" and self.compressed_rope == "block":
+                new = self._rotate(new, first)
+            buffer = cache.buffers[f"compressed_{part}"]
+            buffer.put(block, torch.where(completes, new, buffer.at(block)))
 
     def _compress_new(self, cache: SparseCache, rows: slice, new: dict[str, Tensor]) -> None:
         """Compress the blocks that the newest tokens complete, for all rows of one length at once."""

@@ -76,6 +76,20 @@ class TokenBuffer:
         else:
             self.data[self._places(rows, starts, count)] = tokens
 
+    def put(self, positions: Tensor, tokens: Tensor) -> None:
+        """Put `tokens` [B, n, G, D] at `positions` [B, n] on the device, which no row's room ends before."""
+        self.data[self._all_rows(), self._slots(positions)] = tokens.detach()
+
+    def at(self, positions: Tensor) -> Tensor:
+        """A copy [B, n, G, D] of the tokens at `positions` [B, n] on the device; below 0 it is garbage."""
+        return self.data[self._all_rows(), self._slots(positions)]
+
+    def _all_rows(self) -> Tensor:
+        return torch.arange(len(self.data), device=self.data.device)[:, None]
+
+    def _slots(self, positions: Tensor) -> Tensor:
+        return positions.clamp(min=0) if self.newest is None else positions % self.room
+
     def read(self, rows: slice | Sequence[int], starts: Sequence[int], count: int) -> Tensor:
         """A copy [R, count, G, D] of the tokens from `starts[i]` on of the i-th of `rows`.
 
@@ -90,8 +104,7 @@ class TokenBuffer:
         numbers = list(range(len(self.data))[rows]) if isinstance(rows, slice) else list(rows)
         begins = torch.tensor(starts, dtype=torch.int64, device=device)
         positions = begins[:, None] + torch.arange(count, device=device)
-        slots = positions.clamp(min=0) if self.newest is None else positions % self.room
-        return torch.tensor(numbers, dtype=torch.int64, device=device)[:, None], slots
+        return torch.tensor(numbers, dtype=torch.int64, device=device)[:, None], self._slots(positions)
 
     def select(self, rows: Sequence[int]) -> None:
         """Row i becomes a copy of what row `rows[i]` was."""

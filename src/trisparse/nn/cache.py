@@ -87,12 +87,18 @@ class BatchCache:
 
         No gradient flows through a cache.
         """
-        starts = self.lengths[rows]
         for name, tokens in new.items():
             if self.buffers[name].newest is not None:
-                known = zip(self._longest[rows], starts, strict=True)
-                self._longest[rows] = [max(longest, start + tokens.shape[1]) for longest, start in known]
-            self.buffers[name].write(rows, starts, tokens)
+                self.expect(rows, tokens.shape[1])
+            self.buffers[name].write(rows, self.lengths[rows], tokens)
+
+    def expect(self, rows: slice, count: int) -> None:
+        """So many tokens behind those of `rows` are about to be written into rings."""
+        known = zip(self._longest[rows], self.lengths[rows], strict=True)
+        self._longest[rows] = [max(longest, length + count) for longest, length in known]
+
+    def clear_behind(self) -> None:
+        """Make what lies behind each row's tokens finite, where someone may look at it."""
 
     def pair(self, rows: slice, prefix: str = "") -> tuple[Tensor, Tensor]:
         """Keys and values [R, room, G, *] of `rows`, garbage behind their tokens."""
@@ -244,3 +250,8 @@ class SparseCache(BatchCache):
 
 class DenseCache(BatchCache):
     """Decode state of a full-attention layer: all keys and values."""
+
+    def clear_behind(self) -> None:
+        for buffer in self.buffers.values():
+            for row, length in enumerate(self.lengths):
+                buffer.data[row, length:] = 0

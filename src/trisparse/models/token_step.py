@@ -1,0 +1,134 @@
+"""Decoding by one program for all steps: on a GPU a CUDA graph, which starts hundreds of kernels at once."""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+from torch import Tensor
+from transformers import StaticCache
+
+from trisparse.models.cache import cache_layers, cached_lengths, take_back
+from trisparse.models.modeling import Block, TrisparseForCausalLM
+from trisparse.nn.cache import BatchCache
+
+# runs before a capture, in which Triton compiles and libraries set themselves up
+_WARM_UP = 2
+
+
+class TokenStep:
+    """The next token of every row of a static cache, as `model(ids, past_key_values=cache)` would take it.
+
+    On a CUDA device the first call captures the step in a graph; later calls replay it, as long as the cache
+    keeps its memory. Elsewhere the same program runs as it is. The cache may be used by other calls between
+    the steps: cropped, reordered, extended by a forward.
+
+    Args:
+        model: its weights are read by each step, and must stay where they are.
+        past_key_values: `StaticCache(config=model.config, max_cache_len=n)` that holds a prompt.
+
+    Raises:
+        TypeError: another cache, or one of another model.
+        ValueError: a cache without tokens.
+    """
+
+    def __init__(self, model: TrisparseForCausalLM, past_key_values: StaticCache) -> None:
+        if not isinstance(past_key_values, StaticCache):
+            raise TypeError(f"past_key_values: expected a StaticCache, got {type(past_key_values).__name__}")
+        self._model = model
+        self._layers = cache_layers(past_key_values, len(model.model.layers))
+        if not cached_lengths(self._layers):
+            raise ValueError(
+                "past_key_values: expected a cache that holds a prompt; run the model on it first"
+            )
+        self._lengths: list[int] = []
+        self._places: list[int] = []
+        device = model.lm_head.weight.device
+        self._ids = torch.empty(len(self._states[0].lengths), 1, dtype=torch.int64, device=device)
+        self._starts = torch.empty(len(self._ids), dtype=torch.int32, device=device)
+        self._replay: Callable[[], Tensor] | None = None
+
+    @torch.no_grad()
+    def __call__(self, input_ids: Tensor) -> Tensor:
+        """One more token in each row: `input_ids` [B, 1] -> logits [B, V].
+
+        Raises:
+            ValueError: ids of another shape, or a cache that is full, or was left broken; it is as before.
+        """
+        if input_ids.shape != self._ids.shape:
+            raise ValueError(f"input_ids: expected {list(self._ids.shape)}, got {list(input_ids.shape)}")
+        lengths = cached_lengths(self._layers)
+        self._check_room(lengths)
+        self._follow(lengths)
+        self._ids.copy_(input_ids)
+        everything = slice(None)
+        for state in self._states:
+            state.expect(everything, 1)
+        try:
+            logits = self._run()
+        except BaseException:
+            take_back(self._layers, lengths)
+            raise
+        for layer in self._layers:
+            layer.slots += 1
+        for state in self._states:
+            state.commit([1] * len(lengths))
+        self._starts += 1
+        self._lengths = [length + 1 for length in lengths]
+        return logits
+
+    @property
+    def _states(self) -> list[BatchCache]:
+        return [cast(BatchCache, layer.state) for layer in self._layers]
+
+    def _check_room(self, lengths: list[int]) -> None:
+        capacity = self._layers[0].capacity
+        assert capacity is not None
+        if len(lengths) != len(self._ids):
+            raise ValueError(f"past_key_values: expected {len(self._ids)} rows, got {len(lengths)}")
+        if max(lengths) >= capacity:
+            raise ValueError(f"cache: expected at most capacity={capacity} tokens, got {max(lengths) + 1}")
+
+    def _follow(self, lengths: list[int]) -> None:
+        """Take up what other calls have changed: rows, or where they lie."""
+        buffers = [buffer for state in self._states for buffer in state.buffers.values()]
+        places = [buffer.data.data_ptr() for buffer in buffers]
+        if places != self._places:
+            self._places, self._replay = places, None
+        elif lengths == self._lengths:
+            return
+        self._starts.copy_(torch.tensor(lengths, dtype=torch.int32))
+        for state in self._states:
+            state.clear_behind()
+
+    def _program(self) -> Tensor:
+        """From `_ids` and `_starts` to logits [B, V], by the device alone."""
+        hidden = self._model.model.embed(self._ids)
+        for block, state in zip(self._model.model.layers, self._states, strict=True):
+            hidden = cast(Block, block).step(hidden, state, self._starts)
+        return self._model.lm_head(self._model.model.norm(hidden))[:, 0]
+
+    def _run(self) -> Tensor:
+        if self._ids.device.type != "cuda":
+            return self._program()
+        if self._replay is None:
+            self._replay = self._captured()
+        # the next step writes over it
+        return self._replay().clone()
+
+    def _captured(self) -> Callable[[], Tensor]:
+        """The program as a graph. It does the same as often as it runs, until `_starts` moves on."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._program()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = self._program()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return logits
+
+        return replay
