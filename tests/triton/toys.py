@@ -60,8 +60,8 @@ def product_variant(
 GOOD = product_variant("good")
 # 16 x 16 sums are work for two warps
 REPEATED = product_variant("repeated", rows=16, columns=16, num_warps=8)
-# 128 x 256 fp32 sums in one warp: 1024 registers a thread, of at most 255
-SPILLING = product_variant("spilling", rows=128, columns=256, num_warps=1)
+# 128 x 128 fp32 sums in one warp: 512 registers a thread, of at most 255
+SPILLING = product_variant("spilling", rows=128, columns=128, num_warps=1)
 # nothing is known to be divisible by 16: two bytes at a time
 NARROW = product_variant("narrow", aligned=[])
 WIDE_SHARED = product_variant("wide shared", rows=256, columns=256, depth=256, num_warps=8)

@@ -31,7 +31,20 @@ def quick_interpreter() -> Iterator[None]:
         monkeypatch.setattr(interpreter, "_patch_lang", patched_once(interpreter))
         # sums that are checked for overflow, by asserts that are never made
         monkeypatch.setattr(builder, "options", replace(builder.options, sanitize_overflow=False))
+        monkeypatch.setattr(interpreter, "_get_np_dtype", by_name(interpreter._get_np_dtype))
         yield
+
+
+def by_name(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`function` of a type, called once for each name of a type; it makes a table of all types each time."""
+    known: dict[str, Any] = {}
+
+    def get(kind: Any) -> Any:
+        if kind.name not in known:
+            known[kind.name] = function(kind)
+        return known[kind.name]
+
+    return get
 
 
 def patched_once(interpreter: Any) -> Callable[[Any], Any]:
