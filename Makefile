@@ -10,7 +10,7 @@ GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
 	-W default -k "gpu or triton" --durations 25
 
-.PHONY: demo test check test-clang sanitize clean test-gpu bench-gpu tune-gpu train-gpu
+.PHONY: demo test check test-clang test-amx sanitize clean test-gpu bench-gpu tune-gpu train-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -30,6 +30,10 @@ check: .venv/test.stamp
 # the CPU kernels as clang++ builds them
 test-clang: .venv/test.stamp
 	CXX=clang++ $(BIN)/pytest -k "cpu or fuzz" tests/cpu tests/test_*.py
+
+# the CPU kernels with the set for AMX on any processor: all of it but the tile instructions, which are emulated
+test-amx: .venv/test.stamp
+	PYTHONPATH=tools/emulated_amx $(BIN)/pytest -p emulated_amx -k "cpu or fuzz" tests/cpu tests/test_*.py
 
 # the CPU kernels under AddressSanitizer, UBSan and, if it is installed, valgrind: a quarter of an hour, needs g++
 sanitize: .venv/test.stamp
