@@ -5,6 +5,8 @@ GPU_RESULTS ?= benchmarks/results/gpu
 MINUTES ?= 9
 # most of a GPU test is the compilation of its kernels, by one core
 WORKERS ?= 8
+# files of tests/cpu that are about numbers, not about how kernels are built
+CPU_NUMBERS = decode determinism fuzz huge_sizes instruction_sets memory_use selection_contract strides values
 # of each half of the GPU tests; what is interrupted then still writes its report
 GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
@@ -33,7 +35,8 @@ test-clang: .venv/test.stamp
 
 # the CPU kernels with the set for AMX on any processor: all of it but the tile instructions, which are emulated
 test-amx: .venv/test.stamp
-	PYTHONPATH=tools/emulated_amx $(BIN)/pytest -p emulated_amx -k "cpu or fuzz" tests/cpu tests/test_*.py
+	PYTHONPATH=tools/emulated_amx $(BIN)/pytest -p emulated_amx -k "cpu or fuzz" \
+		$(CPU_NUMBERS:%=tests/cpu/test_%.py) tests/test_*.py
 
 # the CPU kernels under AddressSanitizer, UBSan and, if it is installed, valgrind: a quarter of an hour, needs g++
 sanitize: .venv/test.stamp

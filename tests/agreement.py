@@ -74,6 +74,11 @@ def expected_gradients(name, dtype, branch):
     return low, gradients(attend(branch, wide, ids, "reference"), wide, SEED)
 
 
+def further(one, other, gold):
+    """Of two results the one that is further from `gold`, element by element."""
+    return torch.where((one - gold).abs() > (other - gold).abs(), one, other)
+
+
 def cancelling(inputs, scale=None):
     """How large a term grad_out . value * key * scale of d query, or its twin of d key, can be."""
     scale = inputs.query.shape[3] ** -0.5 if scale is None else scale

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from agreement import cancelling
+from agreement import cancelling, further
 
 import trisparse
 from trisparse import SparseConfig
@@ -27,11 +27,6 @@ def parts(inputs, ids, backend):
         trisparse.selected_attention(query, *inputs.selected, ids, config, **where),
         trisparse.window_attention(query, *inputs.window, config, **where),
     ]
-
-
-def further(one, other, gold):
-    """Of two results the one that is further from `gold`, element by element."""
-    return torch.where((one - gold).abs() > (other - gold).abs(), one, other)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e1, 1e2, 1e3, 1e4])
