@@ -1,6 +1,7 @@
 """`trisparse chat` with what a pipe gives it, and with what a user does at a terminal."""
 
 import io
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from trisparse.models.conversation import Conversation
 from .conftest import Call
 from .scripted import script
 
+# its end can be read at once
+_READABLE = os.open(os.devnull, os.O_RDONLY)
 REPEATABLE = ("--temperature", "0", "--tokens", "8")
 
 
@@ -22,6 +25,9 @@ class Terminal(io.StringIO):
 
     def isatty(self) -> bool:
         return True
+
+    def fileno(self) -> int:
+        return _READABLE
 
     def readline(self, *_: Any) -> str:
         line = super().readline()

@@ -1,5 +1,6 @@
 """`trisparse chat`"""
 
+import select
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +13,7 @@ _HELP = (
     "/reset forgets everything, /stats shows the last answer's numbers, /exit or Ctrl-D ends; "
     "Ctrl-C stops an answer"
 )
+_LOOK_SECONDS = 0.2
 
 
 def chat(
@@ -63,11 +65,23 @@ def _next_line() -> str | None:
     if asked:
         sys.stderr.write("> ")
         sys.stderr.flush()
+        _wait_for_keys()
     line = sys.stdin.readline()
     if asked and not line:
         # Ctrl-D leaves the prompt's line open
         say("")
     return line.rstrip("\r\n") if line else None
+
+
+def _wait_for_keys() -> None:
+    """Until the user has typed a line, or interrupts.
+
+    A signal between Python's last look for one and the system's read would be heeded after the next line.
+    """
+    # there, select knows nothing but sockets
+    if sys.platform != "win32":
+        while not select.select([sys.stdin], [], [], _LOOK_SECONDS)[0]:
+            pass
 
 
 def _answer(conversation: Any, line: str, settings: dict[str, Any]) -> list[str]:
