@@ -12,7 +12,7 @@ GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
 	-W default -k "gpu or triton" --durations 25
 
-.PHONY: demo test check test-clang test-amx sanitize clean test-gpu bench-gpu tune-gpu train-gpu
+.PHONY: demo test check test-clang test-emulated sanitize clean test-gpu bench-gpu tune-gpu train-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -33,9 +33,9 @@ check: .venv/test.stamp
 test-clang: .venv/test.stamp
 	CXX=clang++ $(BIN)/pytest -k "cpu or fuzz" tests/cpu tests/test_*.py
 
-# the CPU kernels with the set for AMX on any processor: all of it but the tile instructions, which are emulated
-test-amx: .venv/test.stamp
-	PYTHONPATH=tools/emulated_amx $(BIN)/pytest -p emulated_amx -k "cpu or fuzz" \
+# the CPU kernels with the sets for AMX and AVX-512 on any x86-64, their instructions emulated
+test-emulated: .venv/test.stamp
+	PYTHONPATH=tools/emulated_cpu $(BIN)/pytest -p emulated_cpu -k "cpu or fuzz" \
 		$(CPU_NUMBERS:%=tests/cpu/test_%.py) tests/test_*.py
 
 # the CPU kernels under AddressSanitizer, UBSan and, if it is installed, valgrind: a quarter of an hour, needs g++

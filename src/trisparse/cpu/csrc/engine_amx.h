@@ -3,6 +3,7 @@
 // A tile register holds 16 rows of 64 bytes. The right operand wants pairs of depths side by side: row p of a
 // tile is (x[2p][c], x[2p + 1][c]) for its 16 columns c, so a panel is a row of such tiles, 32 depths each.
 #pragma once
+#include "amx_tiles.h"
 #include "matrices.h"
 #include "number.h"
 #include "transpose.h"
@@ -16,22 +17,7 @@ class AmxEngine {
   static constexpr bool kRounds = true;
   static constexpr int kFewPanels = 1;  // of a product that takes no longer for having so few
 
-  // The shape of all eight tile registers, for one thread while it lives
-  class Session {
-   public:
-    Session() {
-      alignas(64) uint8_t shape[64] = {};
-      shape[0] = 1;  // palette 1: tiles of up to 16 rows of 64 bytes
-      for (int tile = 0; tile < 8; ++tile) {
-        shape[16 + 2 * tile] = 64;
-        shape[48 + tile] = 16;
-      }
-      asm volatile("ldtilecfg %0" ::"m"(shape));
-    }
-    ~Session() { asm volatile("tilerelease"); }
-    Session(const Session&) = delete;
-    Session& operator=(const Session&) = delete;
-  };
+  using Session = TileSession;
 
   static void store_elements(Element* to, const Floats* from, int vectors) {
     for (int index = 0; index < vectors; index += 2) {
@@ -107,30 +93,10 @@ class AmxEngine {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
   }
 
-  template <int tile>
-  static void zero() {
-    asm volatile("tilezero %%tmm%c0" ::"i"(tile));
-  }
-
-  template <int tile>
-  static void load_tile(const void* from, ptrdiff_t stride_bytes) {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" ::"r"(from), "r"(stride_bytes), "i"(tile));
-  }
-
-  template <int tile>
-  static void store_tile(void* to, ptrdiff_t stride_bytes) {
-    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" ::"r"(to), "r"(stride_bytes), "i"(tile));
-  }
-
-  template <int sum, int left, int right>
-  static void multiply_add() {
-    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sum), "i"(left), "i"(right));
-  }
-
   // registers: sums 0-3, left operands 4-5, right operands 6-7
   template <int tiles, int panels>
   static void block(const Matrices<Element>& m, int panel) {
-    asm volatile("" ::: "memory");  // the tile instructions say nothing about the memory they touch
+    tiles_touch_memory();
     begin_sums<tiles, panels, 0>(m, panel);
     const Element* left[2] = {m.left[0], m.left[tiles - 1]};
     const Element* right = m.right + panel * m.panel_stride;
@@ -145,7 +111,7 @@ class AmxEngine {
       right += m.right_run;
     }
     end_sums<tiles, panels, 0>(m, panel);
-    asm volatile("" ::: "memory");
+    tiles_touch_memory();
   }
 
   template <int tiles, int panels, int index>
@@ -153,8 +119,8 @@ class AmxEngine {
     if constexpr (index < panels) {
       constexpr int factor = 6 + index % 2;
       load_tile<factor>(right + index * panel_stride, 64);
-      multiply_add<index, 4, factor>();
-      if constexpr (tiles == 2) multiply_add<panels + index, 5, factor>();
+      multiply_tiles<index, 4, factor>();
+      if constexpr (tiles == 2) multiply_tiles<panels + index, 5, factor>();
       add_panels<tiles, panels, index + 1>(right, panel_stride);
     }
   }
@@ -170,7 +136,7 @@ class AmxEngine {
       if (m.add) {
         load_tile<index>(sum_place<tiles, panels, index>(m, panel), m.out_stride * 4);
       } else {
-        zero<index>();
+        zero_tile<index>();
       }
       begin_sums<tiles, panels, index + 1>(m, panel);
     }
