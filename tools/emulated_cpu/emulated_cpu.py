@@ -6,6 +6,7 @@ The sources are those of the package but for `amx_tiles.h`; the functions of AVX
 `immintrin.h` here.
 """
 
+import atexit
 import shutil
 import tempfile
 from dataclasses import replace
@@ -53,6 +54,7 @@ def emulating_candidates(processor: Processor) -> tuple[instructions.Instruction
     return *special, *plain
 
 
-_FOLDER = tempfile.TemporaryDirectory(prefix="emulated-cpu-")
-library.SOURCES = emulating_sources(Path(_FOLDER.name))
+_folder = Path(tempfile.mkdtemp(prefix="emulated-cpu-"))
+atexit.register(shutil.rmtree, _folder, ignore_errors=True)
+library.SOURCES = emulating_sources(_folder)
 recipe.candidates = emulating_candidates
