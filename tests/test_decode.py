@@ -288,3 +288,53 @@ def test_wrong_argument_is_named(change, message):
     sparse_decode(**wrong(call, scale=1.0))
     with pytest.raises((TypeError, ValueError), match=message):
         sparse_decode(**wrong(call, **change(call)))
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_gates_in_double_precision(backend):
+    """Guards the one tensor that may be wider than the query."""
+    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    query, *pairs, gates = call.tensors
+    wide = replace(call, tensors=(query, *pairs, gates.double()))
+    for _ in range(2):
+        out, ids = wide.run(backend)
+        assert torch.equal(out, call.run(backend)[0])
+        assert torch.equal(ids, call.run(backend)[1])
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_there_is_no_gradient(backend):
+    """Guards memory that one backend would keep and another not."""
+    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    call.tensors[0].requires_grad_()
+    assert not call.run(backend)[0].requires_grad
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_negated_views(backend):
+    """Guards kernels that read memory whose signs PyTorch has yet to turn."""
+    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    query, *others = call.tensors
+    turned = replace(call, tensors=(torch._neg_view(-query), *others))
+    for one in (call, turned):
+        assert torch.equal(one.run(backend)[0], call.run(backend)[0])
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_rows_that_take_no_part_need_no_room(backend):
+    call = moved(make_decoding([70, 70], 64, SMALL, spare=0), backend)
+    none = replace(call, starts=torch.full_like(call.starts, -1))
+    query, (key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win), gates = none.tensors
+    short = [x[:, :40] for x in (key_slc, value_slc, key_win, value_win)]
+    tensors = (query, (key_cmp, value_cmp), tuple(short[:2]), tuple(short[2:]), gates)
+    out, ids = replace(none, tensors=tensors).run(backend)
+    assert not out.any()
+    assert (ids == -1).all()
+
+
+def test_an_option_is_looked_at_each_time():
+    """Guards the memory of calls: 1 == True."""
+    call = make_decoding([5, 77], 1, SMALL, ring=True)
+    call.run("auto")
+    with pytest.raises(TypeError, match="^window_ring: expected True or False, got 1"):
+        replace(call, ring=1).run("auto")

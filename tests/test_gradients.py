@@ -205,3 +205,19 @@ def test_backward_twice_through_a_kept_graph_doubles(backend):
     out.backward()
     for tensor, grad in zip(inputs.tensors, once, strict=True):
         assert torch.equal(tensor.grad, 2 * grad)
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
+def test_gates_in_double_precision_get_such_a_gradient(backend):
+    """Guards the one tensor that may be wider than the query."""
+    inputs = draw(dtype=torch.float32, backend=backend)
+    pairs = inputs.compressed, inputs.selected, inputs.window
+    results = []
+    for each in (inputs.gates, inputs.gates.double()):
+        leaf = each.detach().requires_grad_()
+        out = trisparse.sparse_attention(inputs.query, *pairs, leaf, inputs.config, backend=backend)
+        results.append((out, *torch.autograd.grad(out.sum(), leaf)))
+    (out, grad), (wide_out, wide_grad) = results
+    assert torch.equal(out, wide_out)
+    assert wide_grad.dtype == torch.float64
+    assert torch.equal(grad.double(), wide_grad)

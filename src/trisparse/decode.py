@@ -71,6 +71,20 @@ def sparse_decode(
     step = _KNOWN.get(signature) if signature else None
     if step is None:
         _check_shapes(query, query_cmp, compressed, selected, window, gates, starts, config, window_ring)
+        if (narrow := validate.narrow_gates(gates, query)) is not gates:
+            return sparse_decode(
+                query,
+                compressed,
+                selected,
+                window,
+                narrow,
+                starts,
+                config,
+                window_ring=window_ring,
+                query_cmp=query_cmp,
+                scale=scale,
+                backend=backend,
+            )
         tensors = (query, query_cmp, *compressed, *selected, *window, gates, starts)
         facts: dict[str, Any] = {
             "window_ring": window[0].shape[1] if window_ring else 0,
@@ -121,13 +135,16 @@ def _signature(
         if type(pair) is not tuple or len(pair) != 2:
             return None
         tensors += pair
-    # with its type: True would pass for 1.0
-    facts: list[Any] = [is_batch_invariant(), type(options[2]), *options]
+    # with their types: True would pass for 1 and for 1.0
+    facts: list[Any] = [is_batch_invariant(), *map(type, options), *options]
     for each in tensors:
         if each is None:
             facts.append(None)
             continue
         if type(each) is not Tensor or each.layout is not torch.strided or each.is_nested:
+            return None
+        # their memory is not what they are
+        if each.is_neg() or each._is_zerotensor():
             return None
         facts += each.shape, each.stride(), each.dtype, each.device
     return tuple(facts)
@@ -160,6 +177,7 @@ def _check_shapes(
         validate.query_like("query_cmp", query_cmp, query)
 
 
+@torch.no_grad()
 def _by_rows(
     *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
 ) -> Pair:

@@ -136,10 +136,23 @@ def branch_gates(gates: Any, query: Tensor) -> None:
     _shape("gates", gates, (("B", batch), ("T", tokens), ("H", heads), ("branches", 3)))
 
 
+def narrow_gates(gates: Tensor, query: Tensor) -> Tensor:
+    """`gates`, or beside a narrower query in fp32, for most kernels know no fp64."""
+    return gates.float() if gates.dtype == torch.float64 and query.dtype != torch.float64 else gates
+
+
 def sizes(config: Any) -> None:
     """`config` is a SparseConfig, which has checked itself."""
     if not isinstance(config, SparseConfig):
         raise TypeError(f"config: expected a SparseConfig, got {type(config).__name__}")
+
+
+def unicode_text(name: str, text: str) -> None:
+    """`text` is Unicode: Python hands over bytes that are no UTF-8 as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: expected UTF-8, got something else at character {error.start}") from None
 
 
 def softmax_scale(scale: Any, head_dim: int) -> float:
@@ -199,7 +212,11 @@ def row_starts(
     """Every row's tokens fit the room of its keys; `starts` are the values."""
     if not starts:
         return
-    longest = max(starts) + query.shape[1]
+    latest = max(starts)
+    if latest < 0:
+        # none takes part
+        return
+    longest = latest + query.shape[1]
     if longest > room:
         raise ValueError(f"starts: expected every row to end within key_slc's {room} tokens, got {longest}")
     if config.num_compressed(longest) > room_compressed:

@@ -171,3 +171,15 @@ def test_ctrl_d_at_the_prompt_ends_well_and_ends_its_line(
     """Guards a shell whose prompt would stand behind ours."""
     monkeypatch.setattr(sys, "stdin", Terminal(""))
     assert call("chat", str(model_folder)) == (0, "", "> \n")
+
+
+def test_line_that_is_no_utf8_ends_nothing(
+    call: Call, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards a conversation from a slip of the keyboard."""
+    typed = io.TextIOWrapper(io.BytesIO(b"spam\n\xff\n/stats\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", typed)
+    code, _, err = call("chat", str(model_folder), *REPEATABLE)
+    assert code == 0, err
+    assert "line: expected UTF-8, got something else at character 0" in err
+    assert "prompt tokens: 5" in err

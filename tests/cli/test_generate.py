@@ -66,3 +66,9 @@ def test_stopwatch_tells_the_prompt_from_the_tokens(monkeypatch: pytest.MonkeyPa
     for _ in range(4):
         watch.put(None)
     assert (watch.new_tokens, watch.prefill_seconds, watch.decode_seconds) == (3, 4.0, 0.5)
+
+
+def test_prompt_that_is_no_text_is_refused(call: Call, model_folder: Path) -> None:
+    code, _, err = call("generate", str(model_folder), "--prompt", "a\udcff")
+    assert code == 2
+    assert "prompt: expected UTF-8, got something else at character 1" in err

@@ -43,7 +43,7 @@ ALLOWED = {
     "decode": {"api", "backends", "config", "invariance", "ops", "validate"},
     "nn": {"api", "config", "decode", "invariance", "validate"},
     "baselines": {"api", "config", "invariance", "nn", "validate"},
-    "models": {"baselines", "config", "nn"},
+    "models": {"baselines", "config", "invariance", "nn", "validate"},
     "data": set(),
     "report": {"files"},
     "train": {"backends", "data", "files", "models"},

@@ -97,7 +97,7 @@ def test_long_drafts_that_are_refused_change_nothing_of_the_text(kind: str, gues
 def test_draft_that_is_too_long_to_be_taken_back_is_named() -> None:
     """Guards the limit of 64 guesses a call against wrong text."""
     model, ids = model_of(), ids_of(1, 7).repeat(1, 60)
-    with pytest.raises(ValueError, match="expected a crop of at most max_rollback=64 tokens"):
+    with pytest.raises(ValueError, match="expected at most max_rollback=64 tokens less"):
         generated(model, ids, prompt_lookup_num_tokens=300, max_new_tokens=310)
 
 

@@ -142,3 +142,33 @@ def test_reset_forgets_everything() -> None:
     conversation.reset()
     assert conversation.ids == []
     check_turn(conversation, "Why?")
+
+
+@pytest.mark.parametrize("setting", [{"bogus": 1}, {"num_beams": 2}], ids=str)
+def test_refused_call_is_no_turn(setting: dict[str, Any]) -> None:
+    """Guards against a question that stands twice in the conversation when it is asked again."""
+    conversation = new_conversation()
+    check_turn(conversation, "How are you today?")
+    before = list(conversation.ids)
+    with pytest.raises(ValueError, match="bogus|beam"):
+        conversation.ask("Why?", **SETTINGS, **setting)
+    assert conversation.ids == before
+    check_turn(conversation, "Why?")
+
+
+def test_guessed_answers_in_every_turn() -> None:
+    """Guards a second turn, to which transformers reads the whole prompt again."""
+    conversation = new_conversation()
+    for text in ("How are you today?", "Why?"):
+        prompt = [*conversation.ids, *f"{text}\n".encode()]
+        conversation.ask(text, **SETTINGS, prompt_lookup_num_tokens=3)
+        expected = greedy_without_cache(conversation.model, torch.tensor([prompt]), 9)[0].tolist()
+        assert conversation.ids == prompt + expected
+    check_turn(conversation, "And now?")
+
+
+def test_text_that_is_no_unicode_is_refused() -> None:
+    conversation = new_conversation()
+    with pytest.raises(ValueError, match="^text: expected UTF-8, got something else at character 1"):
+        conversation.ask("a\udcff", **SETTINGS)
+    assert conversation.ids == []

@@ -1,5 +1,8 @@
 """A static cache: all room from the start, nothing moves, and a full cache is refused."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
@@ -107,3 +110,33 @@ def test_offloading_is_refused() -> None:
     for name in ("offloaded", "offloaded_static"):
         with pytest.raises(NotImplementedError, match="^past_key_values: offloading is not supported"):
             generated(model, ids_of(1, 5), cache_implementation=name)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_cache_copied_in_inference_mode_goes_on_outside(kind: str) -> None:
+    """Guards the copies of a beginning that many prompts share."""
+    model, ids = model_of(), ids_of(2, 12)
+    cache: Any = DynamicCache(config=model.config)
+    if kind == "static":
+        cache = StaticCache(config=model.config, max_cache_len=20)
+    with torch.inference_mode():
+        model(ids[:, :9], past_key_values=cache)
+        copied = copy.deepcopy(cache)
+    with torch.no_grad():
+        found = model(ids[:, 9:], past_key_values=copied).logits
+        torch.testing.assert_close(found, model(ids, use_cache=False).logits[:, 9:])
+    assert cache.get_seq_length() == 9
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
+def test_no_rows_are_no_failure(static: bool) -> None:
+    """Guards a batch whose rows have all ended."""
+    model, ids = model_of(), ids_of(2, 10)
+    for rows in (0, 2):
+        cache: Any = DynamicCache(config=model.config)
+        if static:
+            cache = StaticCache(config=model.config, max_cache_len=20)
+        with torch.no_grad():
+            model(ids[:rows, :9], past_key_values=cache)
+            cache.batch_select_indices(torch.tensor([], dtype=torch.int64))
+            assert model(ids[:0, 9:], past_key_values=cache).logits.shape[0] == 0

@@ -1,14 +1,19 @@
 """Steps by one program for all positions: the same logits as the model's own cached call."""
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from trisparse.invariance import batch_invariant
 from trisparse.models import TokenStep, TrisparseForCausalLM
+from trisparse.testing.inputs import usable_backends
 
 from .generated import KINDS, model_of
-from .tiny import ids_of
+from .tiny import ids_of, tiny_model
 
 STEPS = 25
 
@@ -106,3 +111,55 @@ def test_wrong_calls_are_named() -> None:
         step(torch.tensor([[1], [40]]))
     assert cache.get_seq_length() == 9
     torch.testing.assert_close(step(ids[:, :1]), expected(model, torch.cat([ids, ids[:, :1]], 1))[:, -1])
+
+
+@pytest.mark.parametrize(
+    ("mine", "other"),
+    [
+        ({}, {"nsa_window": 9}),
+        ({}, {"nsa_num_selected": 4}),
+        ({}, {"nsa_select_block": 8}),
+        ({}, {"attention": "full"}),
+        ({"attention": "full"}, {}),
+    ],
+    ids=str,
+)
+def test_cache_of_another_model_is_refused(mine: dict[str, Any], other: dict[str, Any]) -> None:
+    """Guards logits that are wrong, and nobody told."""
+    cache = prefilled(tiny_model(**mine), ids_of(2, 9))
+    with pytest.raises(ValueError, match="^past_key_values: expected the cache of this model, in layer 0"):
+        TokenStep(tiny_model(**other), cache)
+
+
+def test_ids_and_weights_of_another_kind_are_refused() -> None:
+    """Guards ids that are cut to integers, and an error of PyTorch in place of ours."""
+    model, ids = tiny_model(), ids_of(2, 10)
+    cache = prefilled(model, ids[:, :9])
+    step = TokenStep(model, cache)
+    with pytest.raises(TypeError, match="^input_ids: expected int64 or int32, got torch.float32"):
+        step(torch.full((2, 1), 3.7))
+    narrow = TokenStep(copy.deepcopy(model).bfloat16(), cache)
+    with pytest.raises(
+        ValueError, match=r"^cache: expected tokens \[2, 4\] torch.float32 on cpu, got .*bfloat16"
+    ):
+        narrow(ids[:, 9, None])
+    torch.testing.assert_close(step(ids[:, 9, None]), expected(model, ids)[:, -1])
+
+
+@pytest.mark.skipif("cpu" not in usable_backends(), reason="the CPU kernels cannot run here")
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_invariant_steps_have_the_bits_of_the_whole(kind: str) -> None:
+    """Guards full attention by another kernel than the whole text's."""
+    model, ids = tiny_model(**KINDS[kind]), ids_of(2, 9 + STEPS)
+    with batch_invariant():
+        step = TokenStep(model, prefilled(model, ids[:, :9]))
+        found = torch.stack([step(ids[:, place, None]) for place in range(9, 9 + STEPS)], dim=1)
+        assert torch.equal(found, expected(model, ids)[:, 9:])
+
+
+def test_a_step_made_in_inference_mode_goes_on_outside() -> None:
+    model, ids = model_of(), ids_of(2, 11)
+    with torch.inference_mode():
+        step = TokenStep(model, prefilled(model, ids[:, :9]))
+        step(ids[:, 9, None])
+    torch.testing.assert_close(step(ids[:, 10, None]), expected(model, ids)[:, -1])

@@ -115,7 +115,9 @@ def test_crop_beyond_the_rollback_is_refused_and_changes_nothing() -> None:
     with torch.no_grad():
         for token in range(150):
             layer(hidden[:, token : token + 1], cache=cache)
-    with pytest.raises(ValueError, match=r"^length: expected a crop of at most max_rollback.*got 10 of 150"):
+    with pytest.raises(
+        ValueError, match=r"^length: expected at most max_rollback=3 tokens less than the 150.*got 10"
+    ):
         cache.crop([149, 10])
     assert cache.lengths == [150, 150]
     cache.crop(147)
@@ -283,3 +285,16 @@ def test_no_gradient_flows_through_the_cache() -> None:
     layer, cache = make_layer(), make_layer().new_cache()
     layer(hidden_of(1, 9), cache=cache)
     assert not any(buffer.data.requires_grad for buffer in cache.buffers.values())
+
+
+def test_refused_first_call_leaves_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a cache from the batch size and dtype of a call that was none."""
+    layer = make_layer()
+    cache = layer.new_cache()
+    monkeypatch.setattr(layer, "backend", "nonsense")
+    with pytest.raises(ValueError, match="^backend"):
+        layer(torch.randn(2, 3, 12, dtype=torch.float64), cache=cache)
+    monkeypatch.undo()
+    layer = layer.float()
+    assert layer(torch.randn(3, 3, 12), cache=cache).shape == (3, 3, 12)
+    assert cache.lengths == [3, 3, 3]

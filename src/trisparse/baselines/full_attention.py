@@ -57,6 +57,15 @@ def _attend_one(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | Non
     return out.flatten(1, 2)[:, None]
 
 
+def _row_by_row(query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]) -> Tensor:
+    """`causal_attention` of rows [B, n, H, D] that start at different positions."""
+    parts = []
+    for row, start in enumerate(starts):
+        place, stop = slice(row, row + 1), start + query.shape[1]
+        parts.append(causal_attention(query[place], key[place, :stop], value[place, :stop], start))
+    return torch.cat(parts)
+
+
 class FullAttention(nn.Module):
     """Causal softmax attention over everything, with the interface of NativeSparseAttention.
 
@@ -129,6 +138,8 @@ class FullAttention(nn.Module):
         for name, tokens in (("key", key), ("value", value)):
             cache.buffers[name].put(positions, tokens)
         key, value = cache.pair(slice(None))
+        if is_batch_invariant():
+            return self._finish(_row_by_row(query, key, value, starts.tolist()), hidden)
         visible = torch.arange(key.shape[1], device=key.device) <= positions
         wide = pad(value, (0, max(0, self.head_dim - self.value_dim)))
         out = _attend_one(query, key, wide, visible)[..., : self.value_dim]
@@ -162,14 +173,7 @@ class FullAttention(nn.Module):
         if not starts:
             return query.new_empty(*query.shape[:3], value.shape[3])
         key, value = cache.pair(rows)
-        stops = [start + query.shape[1] for start in starts]
         if len(set(starts)) == 1:
-            return causal_attention(query, key[:, : stops[0]], value[:, : stops[0]], starts[0])
-        places = enumerate(zip(starts, stops, strict=True))
-        parts = [
-            causal_attention(
-                query[row : row + 1], key[row : row + 1, :stop], value[row : row + 1, :stop], start
-            )
-            for row, (start, stop) in places
-        ]
-        return torch.cat(parts)
+            stop = starts[0] + query.shape[1]
+            return causal_attention(query, key[:, :stop], value[:, :stop], starts[0])
+        return _row_by_row(query, key, value, starts)

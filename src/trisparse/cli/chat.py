@@ -1,5 +1,6 @@
 """`trisparse chat`"""
 
+import io
 import select
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ def chat(
     """
     import torch
 
+    from trisparse import validate
     from trisparse.cli.statistics import PREFILL_CHUNK
     from trisparse.models.conversation import Conversation
     from trisparse.models.load import load_model
@@ -45,6 +47,9 @@ def chat(
     if temperature > 0:
         settings["temperature"] = temperature
     numbers = ["no answer yet"]
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        # bytes that are no UTF-8 are told, and end nothing
+        sys.stdin.reconfigure(errors="surrogateescape")
     while (line := _next_line()) is not None:
         if line == "/exit":
             return
@@ -56,7 +61,12 @@ def chat(
         elif line.startswith("/"):
             say(_HELP)
         elif line:
-            numbers = _answer(conversation, line, settings)
+            try:
+                validate.unicode_text("line", line)
+            except ValueError as error:
+                say(str(error))
+            else:
+                numbers = _answer(conversation, line, settings)
 
 
 def _next_line() -> str | None:

@@ -61,13 +61,18 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     """The text to go on with.
 
     Raises:
-        ValueError: two of them, or a file that is not UTF-8.
+        ValueError: two of them, or one that is not UTF-8.
         OSError: a file that cannot be read.
     """
-    if prompt_file is None:
-        return "def main(" if prompt is None else prompt
-    if prompt is not None:
+    if prompt is not None and prompt_file is not None:
         raise ValueError("prompt: expected either --prompt or --prompt-file")
+    if prompt is not None:
+        from trisparse import validate
+
+        validate.unicode_text("prompt", prompt)
+        return prompt
+    if prompt_file is None:
+        return "def main("
     try:
         return prompt_file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

@@ -107,7 +107,7 @@ def check_positions(position_ids: Tensor | None, padding: list[int] | None, leng
         if row[skip:] != list(range(length, length + len(row) - skip)):
             raise ValueError(
                 f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}; "
-                "packed documents take no cache (use_cache=False)"
+                "packed documents take no cache (use_cache=False), and assisted decoding an empty one"
             )
 
 

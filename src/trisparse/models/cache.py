@@ -30,6 +30,8 @@ class TrisparseCacheLayer(DynamicLayer):
         self.capacity = capacity
         self.state: BatchCache | None = None
         self.slots = 0
+        # a forward failed, and its tokens could not be taken back
+        self.is_broken = False
         # all layers of the cache, for a crop that one of them must refuse is refused by all
         self.together: list[TrisparseCacheLayer] = [self]
 
@@ -46,7 +48,7 @@ class TrisparseCacheLayer(DynamicLayer):
         return -1 if self.capacity is None else self.capacity
 
     def reset(self) -> None:
-        self.state, self.slots = None, 0
+        self.state, self.slots, self.is_broken = None, 0, False
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens of every row, here if every layer can."""
@@ -94,7 +96,7 @@ class TrisparseStaticLayer(TrisparseCacheLayer):
         """Forget the tokens; their memory stays where it is."""
         if self.state is not None:
             self.state.reset()
-        self.slots = 0
+        self.slots, self.is_broken = 0, False
 
 
 # by hand: an attribute that registers a class would be inherited, and the second class replace the first
@@ -128,9 +130,7 @@ def cached_lengths(layers: list[TrisparseCacheLayer]) -> list[int]:
         ValueError: the layers hold different lengths, as after a crop that some of them refused.
     """
     lengths = [[] if layer.state is None else layer.state.lengths for layer in layers]
-    # slots without rows: a failed forward had to reset the layer
-    lost = any(layer.slots and not found for layer, found in zip(layers, lengths, strict=True))
-    if lost or any(other != lengths[0] for other in lengths):
+    if any(layer.is_broken for layer in layers) or any(other != lengths[0] for other in lengths):
         raise ValueError(
             "past_key_values: expected layers of equal lengths; a crop or a forward failed halfway: "
             "start a new cache"
@@ -171,3 +171,4 @@ def take_back(layers: list[TrisparseCacheLayer], lengths: list[int]) -> None:
             # more tokens came than a ring can take back: `cached_lengths` refuses this cache from now on
             pass
         layer.state.reset()
+        layer.is_broken = layer.slots > 0

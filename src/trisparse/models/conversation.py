@@ -5,7 +5,11 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+from trisparse import validate
 from trisparse.models.cache import cache_layers, cached_lengths
+
+# settings of `generate` that make it guess tokens
+_ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class _Heard:
@@ -54,16 +58,21 @@ class Conversation:
         self._messages: list[dict[str, str]] = []
 
     def ask(self, text: str, streamer: Any = None, **settings: Any) -> str:
-        """The model's answer to `text`; `settings` are those of `generate`.
+        """The model's answer to `text`; `settings` are those of `generate`, without beams.
 
-        If it is interrupted, what was said until then stays in the conversation.
+        If it is interrupted, what was said until then stays in the conversation. A call that fails before the
+        first token of the answer is no turn.
 
         Raises:
-            ValueError: no text.
+            ValueError: no text, or no Unicode, or settings that `generate` refuses.
         """
+        validate.unicode_text("text", text)
         prompt = self._prompt(text)
         if not prompt:
             raise ValueError("text: expected some text, got none")
+        if any(settings.get(name) is not None for name in _ASSISTED):
+            # transformers reads the whole prompt again then
+            self.cache = DynamicCache(config=self.model.config)
         self._reuse(prompt)
         heard = _Heard(streamer)
         ids = torch.tensor([prompt], device=self.model.device)
@@ -75,9 +84,11 @@ class Conversation:
                 streamer=heard,
                 **settings,
             )
-        finally:
-            answer = self._remember(text, prompt, heard.ids or [])
-        return answer
+        except BaseException as error:
+            if heard.ids or isinstance(error, KeyboardInterrupt):
+                self._remember(text, prompt, heard.ids or [])
+            raise
+        return self._remember(text, prompt, heard.ids or [])
 
     def _prompt(self, text: str) -> list[int]:
         """Everything said and `text`, ready to be answered."""

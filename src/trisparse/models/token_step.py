@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import StaticCache
 
-from trisparse.models.cache import cache_layers, cached_lengths, take_back
+from trisparse.invariance import is_batch_invariant
+from trisparse.models.cache import cache_layers, cached_lengths, check_state, take_back
 from trisparse.models.modeling import Block, TrisparseForCausalLM
 from trisparse.nn.cache import BatchCache
 
@@ -27,8 +28,8 @@ class TokenStep:
         past_key_values: `StaticCache(config=model.config, max_cache_len=n)` that holds a prompt.
 
     Raises:
-        TypeError: another cache, or one of another model.
-        ValueError: a cache without tokens.
+        TypeError: another cache, or one of another number of layers.
+        ValueError: a cache without tokens, or of another attention or other block sizes.
     """
 
     def __init__(self, model: TrisparseForCausalLM, past_key_values: StaticCache) -> None:
@@ -40,11 +41,15 @@ class TokenStep:
             raise ValueError(
                 "past_key_values: expected a cache that holds a prompt; run the model on it first"
             )
+        for index, (layer, block) in enumerate(zip(self._layers, model.model.layers, strict=True)):
+            check_state(layer, cast(Block, block).attention.new_cache(), index)
         self._lengths: list[int] = []
         self._places: list[int] = []
         device = model.lm_head.weight.device
-        self._ids = torch.empty(len(self._states[0].lengths), 1, dtype=torch.int64, device=device)
-        self._starts = torch.empty(len(self._ids), dtype=torch.int32, device=device)
+        # steps in and out of inference mode write to them
+        with torch.inference_mode(False):
+            self._ids = torch.empty(len(self._states[0].lengths), 1, dtype=torch.int64, device=device)
+            self._starts = torch.empty(len(self._ids), dtype=torch.int32, device=device)
         self._replay: Callable[[], Tensor] | None = None
 
     @torch.no_grad()
@@ -52,10 +57,19 @@ class TokenStep:
         """One more token in each row: `input_ids` [B, 1] -> logits [B, V].
 
         Raises:
-            ValueError: ids of another shape, or a cache that is full, or was left broken; it is as before.
+            TypeError: ids that are no integers.
+            ValueError: ids of another shape, or a cache that is full, of another dtype than the model, or was
+                left broken; it is as before.
+            NotImplementedError: the batch-invariant mode on a GPU, where it looks at lengths.
         """
+        if input_ids.dtype not in (torch.int64, torch.int32):
+            raise TypeError(f"input_ids: expected int64 or int32, got {input_ids.dtype}")
         if input_ids.shape != self._ids.shape:
             raise ValueError(f"input_ids: expected {list(self._ids.shape)}, got {list(input_ids.shape)}")
+        if is_batch_invariant() and self._ids.is_cuda:
+            raise NotImplementedError(
+                "batch_invariant: expected the model's own cached call on a GPU, got a TokenStep"
+            )
         lengths = cached_lengths(self._layers)
         self._check_room(lengths)
         self._follow(lengths)

@@ -1,6 +1,7 @@
 """Tokens of every row of a batch, in one piece of memory."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,7 +78,16 @@ class TokenBuffer:
             self.data[self._places(rows, starts, count)] = tokens
 
     def put(self, positions: Tensor, tokens: Tensor) -> None:
-        """Put `tokens` [B, n, G, D] at `positions` [B, n] on the device, which no row's room ends before."""
+        """Put `tokens` [B, n, G, D] at `positions` [B, n] on the device, which no row's room ends before.
+
+        Raises:
+            ValueError: tokens of another shape, dtype or device than those here.
+        """
+        if not self.matches(tokens):
+            raise ValueError(
+                f"cache: expected tokens {self.describe()}, "
+                f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
+            )
         self.data[self._all_rows(), self._slots(positions)] = tokens.detach()
 
     def at(self, positions: Tensor) -> Tensor:
@@ -112,6 +122,14 @@ class TokenBuffer:
             chosen = torch.tensor(rows, dtype=torch.int64, device=self._data.device)
             with torch.inference_mode(False):
                 self._data = self._data.transpose(1, 2)[chosen].transpose(1, 2)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "TokenBuffer":
+        copied = TokenBuffer(newest=self.newest, limit=self.limit)
+        memo[id(self)] = copied
+        if self._data is not None:
+            with torch.inference_mode(False):
+                copied._data = self._data.transpose(1, 2).clone().transpose(1, 2)
+        return copied
 
     def nbytes(self) -> int:
         """Bytes of memory held, unused room included."""

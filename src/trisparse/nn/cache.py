@@ -55,16 +55,16 @@ class BatchCache:
                 shape, dtype or device; nothing is changed then.
         """
         batch = len(counts)
-        if self.lengths and len(self.lengths) != batch:
-            raise ValueError(f"cache: expected a batch of {len(self.lengths)} rows, got {batch}")
-        lengths = self.lengths or [0] * batch
+        # rows without tokens are none: a call that failed may have left them
+        held = self.lengths if any(self.lengths) else []
+        if held and len(held) != batch:
+            raise ValueError(f"cache: expected a batch of {len(held)} rows, got {batch}")
+        lengths = held or [0] * batch
         total = max((a + b for a, b in zip(lengths, counts, strict=True)), default=0)
         if self.capacity is not None and total > self.capacity:
             raise ValueError(f"cache: expected at most capacity={self.capacity} tokens, got {total}")
         buffers = self.buffers
-        if not self.lengths and not all(
-            name in buffers and buffers[name].fits(x, batch) for name, x in new.items()
-        ):
+        if not held and not all(name in buffers and buffers[name].fits(x, batch) for name, x in new.items()):
             buffers = self.new_buffers()
         for name, tokens in new.items():
             if not buffers[name].matches(tokens):
@@ -75,7 +75,7 @@ class BatchCache:
         for name, tokens in new.items():
             buffers[name].make_room(tokens, batch, self.room_needed(name, total))
         self.buffers = buffers
-        if not self.lengths:
+        if not held:
             self.lengths, self._longest = [0] * batch, [0] * batch
 
     def room_needed(self, _name: str, tokens: int) -> int:
@@ -236,8 +236,9 @@ class SparseCache(BatchCache):
         super()._check_crop(row, length)
         if not self._remembers(row, length):
             raise ValueError(
-                f"length: expected a crop of at most max_rollback={self.max_rollback} tokens, got {length} "
-                f"of {self.lengths[row]}; make the cache with a larger max_rollback"
+                f"length: expected at most max_rollback={self.max_rollback} tokens less than the "
+                f"{self._longest[row]} that the row once had, got {length}; make the cache with a larger "
+                "max_rollback"
             )
 
     def _remembers(self, row: int, length: int) -> bool:
