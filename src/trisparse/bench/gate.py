@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trisparse.bench.cases import Case, Tensors
-from trisparse.bench.contender import Contender
+from trisparse.bench.contender import WIDE_FACTOR, Contender
 from trisparse.config import SparseConfig
 
 # up to here every row is compared: the reference is quadratic in memory
@@ -83,7 +83,7 @@ def _judge_rows(
     results = _Results.of(actual, tensors, gradients)
     low = _Results.of(expected, tensors, gradients)
     gold = _Results.of(expected, tuple(tensor.double() for tensor in tensors), gradients)
-    return worst([*chosen, *_compare(results, low, gold)])
+    return worst([*chosen, *_compare(results, low, gold, contender.gradient_factor)])
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,11 @@ def _weights(row: Tensor) -> Tensor:
     return (numbers / 8).to(row)
 
 
-def _compare(actual: _Results, low: _Results, gold: _Results) -> list[float]:
+def _compare(actual: _Results, low: _Results, gold: _Results, factor: float) -> list[float]:
     rows = zip(actual.rows, low.rows, gold.rows, strict=True)
     grads = zip(actual.gradients, low.gradients, gold.gradients, strict=True)
-    return [*(row_ratio(*row) for row in rows), *(error_ratio(*grad, gradient=True) for grad in grads)]
+    ratios = [error_ratio(*grad, gradient=True, wide_factor=factor) for grad in grads]
+    return [*(row_ratio(*row) for row in rows), *ratios]
 
 
 def row_ratio(actual: Tensor, low: Tensor, gold: Tensor) -> float:
@@ -123,12 +124,19 @@ def row_ratio(actual: Tensor, low: Tensor, gold: Tensor) -> float:
     return worst([error_ratio(*row) for row in rows])
 
 
-def error_ratio(actual: Tensor, low: Tensor, gold: Tensor, *, gradient: bool = False) -> float:
+def error_ratio(
+    actual: Tensor,
+    low: Tensor,
+    gold: Tensor,
+    *,
+    gradient: bool = False,
+    wide_factor: float = WIDE_FACTOR,
+) -> float:
     """max|actual - gold| / (k * max|low - gold| + 2 * eps * max|gold|); right if at most 1.
 
-    `low` is the reference in the dtype of `actual`, `gold` in fp64. k is 2, for gradients 3, and 10 in fp32
-    and wider; eps is one rounding, 2 ** -8 in bf16. Infinite where shape, dtype, or the places of NaN, inf
-    and -inf differ.
+    `low` is the reference in the dtype of `actual`, `gold` in fp64. k is 2, for gradients 3, and
+    `wide_factor` in fp32 and wider; eps is one rounding, 2 ** -8 in bf16. Infinite where shape, dtype, or the
+    places of NaN, inf and -inf differ.
     """
     if actual.shape != gold.shape or actual.dtype != low.dtype:
         return math.inf
@@ -142,7 +150,7 @@ def error_ratio(actual: Tensor, low: Tensor, gold: Tensor, *, gradient: bool = F
     finite = rounded.isfinite() & low.isfinite()
     actual, low, gold = (tensor.where(finite, 0.0) for tensor in (actual, low, gold))
     wide = torch.finfo(dtype).bits >= 32
-    factor = 10 if wide else 3 if gradient else 2
+    factor = wide_factor if wide else 3 if gradient else 2
     # twice one rounding is what torch calls eps
     allowed = factor * (low - gold).abs().max() + torch.finfo(dtype).eps * gold.abs().max()
     error = (actual - gold).abs().max()

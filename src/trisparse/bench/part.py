@@ -9,6 +9,7 @@ from torch import Tensor
 from trisparse import api, backends
 from trisparse.bench.cases import Case, Tensors, sparse_inputs
 from trisparse.bench.chosen import selection_ratio
+from trisparse.bench.contender import WIDE_FACTOR
 from trisparse.bench.expected import first_in_window
 from trisparse.config import SparseConfig
 
@@ -26,6 +27,7 @@ class Part:
 
     backend: str
     part: str
+    gradient_factor: float = WIDE_FACTOR
     ids: dict[torch.Size, Tensor] = field(default_factory=dict, hash=False, compare=False)
 
     @property
