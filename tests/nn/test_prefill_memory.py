@@ -45,10 +45,15 @@ def extra_bytes(tokens: int, **others: Any) -> int:
 )
 def test_scratch_of_a_chunk_does_not_grow_with_the_prompt(others: dict[str, Any]) -> None:
     """Guards chunked prefill against [T, T] and [chunk, T] tensors, in torch or inside a kernel."""
-    short, long = (extra_bytes(tokens, **others) for tokens in (SHORT, LONG))
-    # a tile of rows may keep its scores
-    assert long - short < SCORES / 3
-    assert long < 48 * MIB
+    seen = []
+    # what else this process takes or gives back meanwhile counts too; a defect would be there each time
+    for _ in range(3):
+        short, long = (extra_bytes(tokens, **others) for tokens in (SHORT, LONG))
+        # a tile of rows may keep its scores
+        if long - short < SCORES / 3 and long < 48 * MIB:
+            return
+        seen.append((short / MIB, long / MIB))
+    pytest.fail(f"MiB of a short and a long prompt: {seen}")
 
 
 def test_peak_is_seen() -> None:
