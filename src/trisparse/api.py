@@ -71,13 +71,8 @@ def sparse_attention(
     validate.row_range(query_start, num_rows, num_tokens)
     bounds = validate.packed(cu_seqlens, query, num_tokens)
     validate.compressed_length(compressed[0], config, cu_seqlens, bounds, num_tokens)
-    tensors = (
-        query,
-        tuple(compressed),
-        tuple(selected),
-        tuple(window),
-        validate.narrow_gates(gates, query),
-    )
+    gates = validate.narrow_gates(gates, query)
+    tensors = (query, tuple(compressed), tuple(selected), tuple(window), gates)
     place = (config, validate.softmax_scale(scale, query.shape[3]), cu_seqlens, query_start)
     return _call("sparse_attention", backend, tensors, *place, recompute=recompute)
 

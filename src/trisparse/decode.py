@@ -72,19 +72,8 @@ def sparse_decode(
     if step is None:
         _check_shapes(query, query_cmp, compressed, selected, window, gates, starts, config, window_ring)
         if (narrow := validate.narrow_gates(gates, query)) is not gates:
-            return sparse_decode(
-                query,
-                compressed,
-                selected,
-                window,
-                narrow,
-                starts,
-                config,
-                window_ring=window_ring,
-                query_cmp=query_cmp,
-                scale=scale,
-                backend=backend,
-            )
+            # the next call brings wide ones again: its step is not prepared
+            gates, signature = narrow, None
         tensors = (query, query_cmp, *compressed, *selected, *window, gates, starts)
         facts: dict[str, Any] = {
             "window_ring": window[0].shape[1] if window_ring else 0,
@@ -143,8 +132,8 @@ def _signature(
             continue
         if type(each) is not Tensor or each.layout is not torch.strided or each.is_nested:
             return None
-        # their memory is not what they are
-        if each.is_neg() or each._is_zerotensor():
+        if each.is_neg():
+            # its memory has the other signs
             return None
         facts += each.shape, each.stride(), each.dtype, each.device
     return tuple(facts)

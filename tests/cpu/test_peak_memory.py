@@ -46,4 +46,4 @@ def test_peak_stays_below_the_promise(backward):
     # half the promised head dim; forward alone saves nothing for a backward
     promise = GIB * tokens / 65536 / 2 * (1 if backward else 0.5)
     # what else this process takes meanwhile counts too; a defect would be there each time
-    assert min(extra_bytes(tokens, backward) for _ in range(3)) < promise + SCRATCH
+    assert any(extra_bytes(tokens, backward) < promise + SCRATCH for _ in range(3))

@@ -140,7 +140,7 @@ def test_ids_and_weights_of_another_kind_are_refused() -> None:
         step(torch.full((2, 1), 3.7))
     narrow = TokenStep(copy.deepcopy(model).bfloat16(), cache)
     with pytest.raises(
-        ValueError, match=r"^cache: expected tokens \[2, 4\] torch.float32 on cpu, got .*bfloat16"
+        ValueError, match=r"^cache: expected new tokens \[2, 4\] torch.float32 on cpu, got .*bfloat16"
     ):
         narrow(ids[:, 9, None])
     torch.testing.assert_close(step(ids[:, 9, None]), expected(model, ids)[:, -1])

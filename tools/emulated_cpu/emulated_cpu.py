@@ -2,8 +2,8 @@
 
 PYTHONPATH=tools/emulated_cpu pytest -p emulated_cpu ...
 
-The sources are those of the package but for `amx_tiles.h`; the functions of AVX-512 that they call come from
-`immintrin.h` here.
+The sources are those of the package but for `amx_tiles.h` and CHANGES; the functions of AVX-512 that they
+call come from `immintrin.h` here.
 """
 
 import atexit

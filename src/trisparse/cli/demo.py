@@ -15,7 +15,7 @@ def demo(
     steps: Annotated[int | None, typer.Option(min=1, help="Training steps of each model.")] = None,
     quick: Annotated[bool, typer.Option(help="A minute instead of ten: checks that all parts work.")] = False,
 ) -> None:
-    """Train NSA and full attention on Python's own source, measure both, write a report. About ten minutes.
+    """Train NSA and full attention on Python's own source, measure both, write a report. Up to an hour.
 
     Ctrl-C stops it at any time; the same command goes on from there.
     """

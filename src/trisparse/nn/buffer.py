@@ -21,6 +21,10 @@ def _new_tokens(like: Tensor, batch: int, room: int) -> Tensor:
         return like.new_empty(batch, groups, room, width).transpose(1, 2)
 
 
+def _kind(tokens: Tensor) -> str:
+    return f"{list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
+
+
 class TokenBuffer:
     """Tokens [B, room, G, D]: by position, with room that grows, or only the newest ones, in a ring.
 
@@ -83,11 +87,7 @@ class TokenBuffer:
         Raises:
             ValueError: tokens of another shape, dtype or device than those here.
         """
-        if not self.matches(tokens):
-            raise ValueError(
-                f"cache: expected tokens {self.describe()}, "
-                f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
-            )
+        self.check("new", tokens)
         self.data[self._all_rows(), self._slots(positions)] = tokens.detach()
 
     def at(self, positions: Tensor) -> Tensor:
@@ -146,6 +146,7 @@ class TokenBuffer:
         """Whether `batch` rows of such tokens can take the memory that is there."""
         return self._data is not None and len(self._data) == batch and self.matches(tokens)
 
-    def describe(self) -> str:
-        """Shape of a token, dtype and device, for error messages."""
-        return f"{list(self.data.shape[2:])} {self.data.dtype} on {self.data.device}"
+    def check(self, name: str, tokens: Tensor) -> None:
+        """Raises ValueError, with `name` for the tokens, where they do not match."""
+        if not self.matches(tokens):
+            raise ValueError(f"cache: expected {name} tokens {_kind(self.data)}, got {_kind(tokens)}")

@@ -67,11 +67,7 @@ class BatchCache:
         if not held and not all(name in buffers and buffers[name].fits(x, batch) for name, x in new.items()):
             buffers = self.new_buffers()
         for name, tokens in new.items():
-            if not buffers[name].matches(tokens):
-                raise ValueError(
-                    f"cache: expected {name} tokens {buffers[name].describe()}, "
-                    f"got {list(tokens.shape[2:])} {tokens.dtype} on {tokens.device}"
-                )
+            buffers[name].check(name, tokens)
         for name, tokens in new.items():
             buffers[name].make_room(tokens, batch, self.room_needed(name, total))
         self.buffers = buffers
