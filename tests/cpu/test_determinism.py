@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import trisparse
+from trisparse import SparseConfig
 from trisparse.cpu.library import library
 from trisparse.cpu.threads import thread_functions, torch_library
 from trisparse.invariance import batch_invariant
@@ -66,6 +67,20 @@ def test_number_of_threads_does_not_matter(select, threads, instructions, dtype,
         results.append(run(inputs))
     assert_same_bits(results[1], results[0])
     assert_same_bits(results[2], results[0])
+
+
+@pytest.mark.parametrize("bounds", [None, (0, 1000, 1001, 1005, 4096)], ids=["one", "documents"])
+def test_parts_of_a_long_call_do_not_matter(threads, bounds):
+    """Guards against window keys packed for other rows: a long backward packs them part by part."""
+    small = SparseConfig(num_selected=4, window=100)
+    sizes = {"batch": 1, "tokens": 4096, "heads": 16, "groups": 1, "head_dim": 16, "value_dim": 16}
+    inputs = draw(**sizes, cu_seqlens=bounds, config=small)
+    # 64 chunks: two parts for one thread, one for two
+    results = []
+    for count in (1, 2):
+        threads(count)
+        results.append(run(inputs))
+    assert_same_bits(results[1], results[0])
 
 
 @DTYPES

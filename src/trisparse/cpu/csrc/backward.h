@@ -43,6 +43,31 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
   return longest_first(tasks, work);
 }
 
+// Of a long call the chunks are taken in parts, so that only the keys near a part's rows are packed for the
+// window branch
+constexpr int64_t kParts = 8;
+constexpr int64_t kPartChunks = 32;  // at least, for each thread: between parts threads wait for each other
+
+template <class Engine>
+Status query_pass(const Call<Engine>& call, PackedCall<Engine>& packed, const RowFacts* facts,
+                  const std::vector<int64_t>& first_row) {
+  const int64_t chunks = int64_t(call.chunks.size()), threads = call.threads(chunks);
+  const int64_t parts = std::clamp<int64_t>(chunks / (threads * kPartChunks), 1, kParts);
+  for (int64_t part = 0; part < parts; ++part) {
+    const TileRange range{chunks * part / parts, chunks * (part + 1) / parts};
+    Status status = pack_window(call, kBackwardForms, range, packed);
+    if (status != kOk) return status;
+    status = run_tasks(
+        call.pool, range.end - range.begin, threads,
+        [&] { return QueryGradWorker<Engine>(call, packed, facts, first_row); },
+        [&](QueryGradWorker<Engine>& worker, int64_t task) {
+          worker.run(call.chunks[size_t(range.begin + task)]);
+        });
+    if (status != kOk) return status;
+  }
+  return kOk;
+}
+
 template <class Engine>
 Status backward(const Problem& p, const ThreadPool& pool) {
   const Call<Engine> call(p, pool);
@@ -54,13 +79,8 @@ Status backward(const Problem& p, const ThreadPool& pool) {
   PackedCall<Engine> packed(p, call.sequences, call.order);
   Status status = pack_compressed(call, kBackwardForms, packed);
   const bool few = call.has(kSelected) && few_rows(p, call.sequences);
-  if (status == kOk) status = pack_tokens(call, kBackwardForms, few, packed);
-  if (status != kOk) return status;
-  const int64_t chunks = int64_t(call.chunks.size());
-  status = run_tasks(
-      pool, chunks, call.threads(chunks),
-      [&] { return QueryGradWorker<Engine>(call, packed, facts, first_row); },
-      [&](QueryGradWorker<Engine>& worker, int64_t task) { worker.run(call.chunks[size_t(task)]); });
+  if (status == kOk) status = pack_selected(call, kBackwardForms, few, packed);
+  if (status == kOk) status = query_pass(call, packed, facts, first_row);
   if (status != kOk) return status;
   std::vector<InvertedIds> inverted;
   if (call.has(kSelected)) {

@@ -118,44 +118,71 @@ inline bool few_rows(const Problem& p, const std::vector<Sequence>& sequences) {
   return pairs < blocks;
 }
 
+inline TileRange all_tiles(size_t, int64_t tiles) { return {0, tiles}; }
+inline bool is_wanted(size_t, int64_t) { return true; }
+
 template <class Engine>
 Status pack_compressed(const Call<Engine>& call, Forms forms, PackedCall<Engine>& packed) {
   if (!call.has(kCompressed)) return kOk;
   if (!call.problem.branches[kCompressed].value.data) forms = kScoreForms;
   const auto block_keys = [](const Sequence& s) { return keys_of(kCompressed, s); };
-  const auto all = [](size_t, int64_t) { return true; };
   return pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences,
-                             call.problem.branches[kCompressed], forms, block_keys, all, call.pool,
-                             packed.compressed);
+                             call.problem.branches[kCompressed], forms, block_keys, all_tiles, is_wanted,
+                             call.pool, packed.compressed);
 }
 
 // `few`: leave out blocks that nobody chose (then ids must be known)
 template <class Engine>
-Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
+Status pack_selected(const Call<Engine>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
   const Problem& p = call.problem;
+  if (!call.has(kSelected)) return kOk;
   const auto all_keys = [](const Sequence& s) { return keys_of(kSelected, s); };
+  const auto blocks = few ? wanted_blocks(p, call.sequences) : std::vector<std::vector<uint8_t>>();
+  const int64_t per_block = packed.selected.tiling.tiles_per_block();
+  const auto wanted = [&](size_t index, int64_t tile) {
+    const bool in_window = (tile + 1) * kTileKeys > first_window_key(p, call.sequences[index]);
+    return !few || blocks[index][size_t(tile / per_block)] || (packed.shared && in_window);
+  };
+  return pack_branch<Engine>(call.shape, p.data_type, call.sequences, p.branches[kSelected], forms, all_keys,
+                             all_tiles, wanted, call.pool, packed.selected);
+}
+
+// The tiles that the windows of the chunks `part` reach into, [sequences]
+template <class Engine>
+std::vector<TileRange> window_tiles(const Call<Engine>& call, TileRange part) {
+  std::vector<TileRange> reached(call.sequences.size(), TileRange{0, 0});
+  for (int64_t index = part.begin; index < part.end; ++index) {
+    const Chunk& chunk = call.chunks[size_t(index)];
+    const int64_t first = chunk.position(call.sequences[size_t(chunk.sequence)]);
+    const int64_t begin = visible_keys(call.problem, kWindow, first).low / kTileKeys;
+    const int64_t high = visible_keys(call.problem, kWindow, first + chunk.tokens - 1).high;
+    const int64_t end = std::max<int64_t>(0, high + kTileKeys - 1) / kTileKeys;
+    TileRange& range = reached[size_t(chunk.sequence)];
+    range = range.count() ? TileRange{std::min(range.begin, begin), std::max(range.end, end)}
+                          : TileRange{begin, end};
+  }
+  return reached;
+}
+
+// What the chunks `part` see of the window branch; what was packed before is given back
+template <class Engine>
+Status pack_window(const Call<Engine>& call, Forms forms, TileRange part, PackedCall<Engine>& packed) {
+  const Problem& p = call.problem;
+  if (!call.has(kWindow) || packed.shared) return kOk;
   // tokens before the first row's window are as good as absent, also where they are not finite
-  const auto window_keys = [&](const Sequence& s) {
+  const auto keys = [&](const Sequence& s) {
     return Keys{s.first_token, s.tokens, first_window_key(p, s), p.window_ring};
   };
-  const auto in_window = [&](size_t index, int64_t tile) {
-    return (tile + 1) * kTileKeys > first_window_key(p, call.sequences[index]);
-  };
-  Status status = kOk;
-  if (call.has(kSelected)) {
-    const auto blocks = few ? wanted_blocks(p, call.sequences) : std::vector<std::vector<uint8_t>>();
-    const int64_t per_block = packed.selected.tiling.tiles_per_block();
-    const auto wanted = [&](size_t index, int64_t tile) {
-      return !few || blocks[index][size_t(tile / per_block)] || (packed.shared && in_window(index, tile));
-    };
-    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kSelected],
-                                 forms, all_keys, wanted, call.pool, packed.selected);
-  }
-  if (status == kOk && call.has(kWindow) && !packed.shared) {
-    status = pack_branch<Engine>(call.shape, call.problem.data_type, call.sequences, p.branches[kWindow],
-                                 forms, window_keys, in_window, call.pool, packed.own_window);
-  }
-  return status;
+  const std::vector<TileRange> reached = window_tiles(call, part);
+  const auto tiles = [&](size_t index, int64_t) { return reached[index]; };
+  return pack_branch<Engine>(call.shape, p.data_type, call.sequences, p.branches[kWindow], forms, keys, tiles,
+                             is_wanted, call.pool, packed.own_window);
+}
+
+template <class Engine>
+Status pack_tokens(const Call<Engine>& call, Forms forms, bool few, PackedCall<Engine>& packed) {
+  const Status status = pack_selected(call, forms, few, packed);
+  return status == kOk ? pack_window(call, forms, {0, int64_t(call.chunks.size())}, packed) : status;
 }
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -134,7 +134,7 @@ constexpr Forms kForwardForms{true, false, false, true};
 constexpr Forms kScoreForms{true, false, false, false};
 constexpr Forms kBackwardForms{true, true, true, false};
 
-// Keys and values of one branch, packed. `first_tile[s]` is where the tiles of sequence s begin.
+// Keys and values of one branch, packed. Tile t of sequence s, if it was packed, is number first_tile[s] + t.
 template <class Engine>
 struct PackedBranch {
   Tiling tiling;
@@ -144,59 +144,77 @@ struct PackedBranch {
   explicit PackedBranch(Tiling tiling) : tiling(std::move(tiling)) {}
 };
 
-// Packs those tiles of a branch that are wanted [tiles]; `keys` [sequences]
+// Tiles of keys, rows or chunks: begin <= index < end
+struct TileRange {
+  int64_t begin, end;
+
+  int64_t count() const { return std::max<int64_t>(0, end - begin); }
+};
+
+// A sequence's share of a packing: what of its keys may be seen, and which tiles are given a place
+struct PackedSequence {
+  Keys keys;
+  TileRange tiles;
+};
+
+// Packs those tiles of a branch that are `wanted`, [places]; `parts` [sequences]
 template <class Engine>
 Status pack_tiles(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
-                  const Branch& branch, Forms forms, const std::vector<Keys>& keys,
+                  const Branch& branch, Forms forms, const std::vector<PackedSequence>& parts,
                   const std::vector<uint8_t>& wanted, const ThreadPool& pool, PackedBranch<Engine>& packed) {
   using Element = typename Engine::Element;
-  const int64_t tiles = packed.first_tile.back();
-  const auto make = [&](bool asked, int features) { return Operand<Engine>(asked ? tiles : 0, features); };
+  const int64_t places = int64_t(wanted.size());
+  std::vector<int64_t> ends;
+  packed.first_tile.clear();
+  for (const PackedSequence& part : parts) {
+    const int64_t begin = ends.empty() ? 0 : ends.back();
+    packed.first_tile.push_back(begin - part.tiles.begin);
+    ends.push_back(begin + part.tiles.count());
+  }
+  const auto make = [&](bool asked, int features) { return Operand<Engine>(asked ? places : 0, features); };
   packed.key_columns = make(forms.key_columns, shape.head_depth);
   packed.key_depth = make(forms.key_depth, shape.head_depth);
   packed.value_columns = make(forms.value_columns, shape.value_depth);
   packed.value_depth = make(forms.value_depth, shape.value_depth);
   const int64_t widest = std::max(shape.head_depth, shape.value_depth);
   const auto make_worker = [&] { return Buffer<Element>(kTileKeys * widest); };
-  const auto pack = [&](Buffer<Element>& rows, int64_t tile) {
-    if (!wanted[size_t(tile)]) return;
-    const auto after = std::upper_bound(packed.first_tile.begin(), packed.first_tile.end(), tile);
-    const size_t index = size_t(after - packed.first_tile.begin()) - 1;
+  const auto pack = [&](Buffer<Element>& rows, int64_t place) {
+    if (!wanted[size_t(place)]) return;
+    const size_t index = size_t(std::upper_bound(ends.begin(), ends.end(), place) - ends.begin());
     const Sequence& sequence = sequences[index];
-    const Keys& seen = keys[index];
-    Span span = packed.tiling.span(tile - packed.first_tile[index], seen.count);
+    const Keys& seen = parts[index].keys;
+    Span span = packed.tiling.span(place - packed.first_tile[index], seen.count);
     span.lowest = seen.lowest - span.first;
     span.ring = seen.ring;
     const auto put = [&](const Tensor& tensor, int count, int padded, const Operand<Engine>& columns,
                          const Operand<Engine>& depth) {
       if (!columns.data.get() && !depth.data.get()) return;
       stage_tile<Engine>(tensor, type, sequence, seen.first_row, span, count, padded, rows.get());
-      if (columns.data.get()) Engine::pack_columns(rows.get(), padded, kTileKeys, padded, columns.tile(tile));
-      if (depth.data.get()) Engine::pack_rows(rows.get(), padded, kTileKeys, padded, depth.tile(tile));
+      if (columns.data.get()) Engine::pack_columns(rows.get(), padded, kTileKeys, padded, columns.tile(place));
+      if (depth.data.get()) Engine::pack_rows(rows.get(), padded, kTileKeys, padded, depth.tile(place));
     };
     put(branch.key, shape.head_dim, shape.head_depth, packed.key_columns, packed.key_depth);
     put(branch.value, shape.value_dim, shape.value_depth, packed.value_columns, packed.value_depth);
   };
-  const int64_t work = tiles * kTileKeys * (shape.head_depth + shape.value_depth);
-  return run_tasks(pool, tiles, threads_for(pool, tiles, 64 * work), make_worker, pack);
+  const int64_t work = places * kTileKeys * (shape.head_depth + shape.value_depth);
+  return run_tasks(pool, places, threads_for(pool, places, 64 * work), make_worker, pack);
 }
 
-// `keys_of(sequence)` -> Keys; `wanted(sequence, tile)` leaves tiles out. Whatever those are, the work is
-// compiled once.
-template <class Engine, class KeysOf, class Wanted>
+// `keys_of(sequence)` -> Keys; `tiles_of(index, all)` -> the tiles of a sequence of `all` tiles that are given
+// a place; `wanted(index, tile)` leaves some of them empty. Whatever those are, the work is compiled once.
+template <class Engine, class KeysOf, class TilesOf, class Wanted>
 Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>& sequences,
-                   const Branch& branch, Forms forms, KeysOf keys_of, Wanted wanted, const ThreadPool& pool,
-                   PackedBranch<Engine>& packed) {
-  std::vector<Keys> keys;
+                   const Branch& branch, Forms forms, KeysOf keys_of, TilesOf tiles_of, Wanted wanted,
+                   const ThreadPool& pool, PackedBranch<Engine>& packed) {
+  std::vector<PackedSequence> parts;
   std::vector<uint8_t> is_wanted;
-  packed.first_tile.assign(1, 0);
   for (size_t index = 0; index < sequences.size(); ++index) {
-    keys.push_back(keys_of(sequences[index]));
-    const int64_t count = packed.tiling.tiles(keys.back().count);
-    for (int64_t tile = 0; tile < count; ++tile) is_wanted.push_back(wanted(index, tile));
-    packed.first_tile.push_back(packed.first_tile.back() + count);
+    const Keys keys = keys_of(sequences[index]);
+    const TileRange tiles = tiles_of(index, packed.tiling.tiles(keys.count));
+    parts.push_back({keys, tiles});
+    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) is_wanted.push_back(wanted(index, tile));
   }
-  return pack_tiles<Engine>(shape, type, sequences, branch, forms, keys, is_wanted, pool, packed);
+  return pack_tiles<Engine>(shape, type, sequences, branch, forms, parts, is_wanted, pool, packed);
 }
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -13,11 +13,6 @@ namespace trisparse::TRISPARSE_SET {
 constexpr int kGroupTiles =
     4;  // 256 keys: their probabilities, and the values of two panels, fit the first-level cache
 
-// Tiles of keys, or rows: begin <= index < end
-struct TileRange {
-  int64_t begin, end;
-};
-
 // From `tile` to the end of its group, or to `end`. Groups are counted from tile 0, not from where a chunk's
 // rows begin: what is added to what must not depend on which rows go together.
 inline TileRange group_from(int64_t tile, int64_t end) {
