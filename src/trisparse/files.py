@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -18,6 +20,37 @@ def write_whole(path: Path, content: bytes) -> None:
     finally:
         draft.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold the lock file at `path`; if another process does, call `busy`, then wait for it.
+
+    The lock goes with its process, also if that is killed. Without effect where the system has no such locks.
+
+    Raises:
+        OSError: the file cannot be made, or its file system has no locks.
+    """
+    if os.name == "nt":
+        yield
+        return
+    # not on every system, and this module must be importable there
+    import fcntl
+
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            busy()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            # by hand: a process forked meanwhile has a copy of the descriptor and would keep the lock
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
 
 
 def sync_file(path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,28 @@ def test_generate_refuses_a_truncated_model(call: Call, model_folder: Path, tmp_
     code, _, err = call("generate", str(tmp_path), "--tokens", "1")
     assert code == 2
     assert "model.safetensors" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("config.json", lambda text: text.replace('"nsa_window": ', '"nsa_window": "8", "_": ')),
+        ("tokenizer.json", lambda text: text[:50]),
+    ],
+)
+def test_generate_names_the_damaged_file(
+    call: Call, model_folder: Path, tmp_path: Path, name: str, damage: Callable[[str], str]
+) -> None:
+    """Guards against a traceback, or an error that says nothing of where it was met."""
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    text = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(damage(text))
+    assert (tmp_path / name).read_text() != text
+    code, _, err = call("generate", str(tmp_path), "--tokens", "1")
+    assert code == 2
+    assert f"model: {tmp_path / name}" in err
     assert "Traceback" not in err
 
 

@@ -26,7 +26,8 @@ def many_files(root: Path, count: int) -> Path:
 
 
 def names(corpus: Corpus) -> list[str]:
-    return sorted(path.relative_to(corpus.root).as_posix() for path in corpus.training + corpus.heldout)
+    files = {*corpus.training, *corpus.heldout}
+    return sorted(path.relative_to(corpus.root).as_posix() for path in files)
 
 
 def test_stream_is_each_document_followed_by_its_end(tmp_path: Path) -> None:
@@ -173,13 +174,46 @@ def test_small_folder_has_a_file_in_each_split(tmp_path: Path, count: int) -> No
     assert len(corpus.training) + len(corpus.heldout) == count
 
 
-def test_folder_whose_files_all_hash_low_keeps_one_to_train_on(
+def test_folder_whose_files_all_hash_low_is_trained_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Guards the other end of the fixed split, which real names reach too seldom to be tested by chance."""
     monkeypatch.setattr("trisparse.data.corpus.HELDOUT_SHARE", 0.999999)
-    corpus = folder_corpus(many_files(tmp_path, 5))
-    assert (len(corpus.training), len(corpus.heldout)) == (1, 4)
+    root = write(many_files(tmp_path, 5), long=b"x" * 100)
+    corpus = folder_corpus(root)
+    assert (len(corpus.training), corpus.heldout, corpus.cut) == (6, (root / "long.txt",), 90)
+
+
+@pytest.mark.parametrize("large", ["a", "b"])
+def test_file_too_small_for_a_split_makes_none(tmp_path: Path, large: str) -> None:
+    """Guards against a split of five bytes beside a megabyte, for which the longest window is too long."""
+    line = b"the large file\n"
+    write(tmp_path, **{"a": b"tiny", "b": b"tiny", large: line * 1000})
+    corpus = folder_corpus(tmp_path)
+    assert corpus.cut == 900 * len(line)
+    assert corpus.size("training").bytes == 900 * len(line) + 4
+    assert list(corpus.documents("heldout")) == [line * 100]
+
+
+def test_copies_of_heldout_files_are_not_trained_on(tmp_path: Path) -> None:
+    """Guards the promise that the splits share no text in folders with vendored files."""
+    root = many_files(tmp_path, 100)
+    before = folder_corpus(root)
+    secret = before.heldout[0].read_bytes()
+    others = {f"copies__file{number}": secret for number in range(40)}
+    corpus = folder_corpus(write(root, **others))
+    assert secret in corpus.documents("heldout")
+    assert secret not in corpus.documents("training")
+    copied = [path for path in corpus.heldout if path.parent.name == "copies"]
+    assert len(corpus.copies) == 40 - len(copied) > 0
+    assert f"{len(corpus.copies)} training files left out that a held-out one equals" in corpus.describe()
+    assert folder_corpus(root).fingerprint() == corpus.fingerprint()
+
+
+def test_copies_of_one_text_are_refused(tmp_path: Path) -> None:
+    """Guards against a training split without a text."""
+    with pytest.raises(ValueError, match=r"^data: expected more than copies of one text in .*, got 4"):
+        folder_corpus(write(tmp_path, **dict.fromkeys("abcd", b"one text")))
 
 
 def test_single_file_is_cut_at_a_line_near_nine_tenths(tmp_path: Path) -> None:
@@ -223,7 +257,7 @@ def test_description_counts_files_and_bytes_and_says_what_is_unusual(tmp_path: P
     single = folder_corpus(write(tmp_path / "single", a=b"x" * 20000))
     assert single.describe() == (
         "single: 1 training file (18,000 bytes), 1 held-out file (2,000 bytes), "
-        "one file, held out from byte 18,000 on"
+        "one file held out from byte 18,000 on"
     )
 
 

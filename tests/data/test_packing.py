@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 
-from trisparse.data.packing import IGNORED_LABEL, PackedWindows, shuffled
+from trisparse.data.packing import IGNORED_LABEL, PackedWindows, shuffled, spread
 from trisparse.data.tokenizer import END_OF_DOCUMENT, encode_bytes
 
 STREAM = numpy.arange(100, dtype=numpy.uint16)
@@ -211,3 +211,13 @@ def test_impossible_shuffle_is_refused(length: int, seed: int, items: int, messa
     """Guards against an empty run and against a seed that NumPy would refuse in its own words."""
     with pytest.raises(ValueError, match=message):
         order(length, seed, items)
+
+
+@pytest.mark.parametrize(
+    ("windows", "wanted"), [(3, [0, 3, 6]), (10, list(range(10))), (99, list(range(10)))]
+)
+def test_spread_windows_reach_over_the_whole_text(windows: int, wanted: list[int]) -> None:
+    """Guards against measuring the first file of a corpus instead of all of them."""
+    packed = PackedWindows(numpy.arange(40, dtype=numpy.uint16), 4, documents=False)
+    chosen = spread(packed, windows)
+    assert [int(chosen[index]["input_ids"][0]) // 4 for index in range(len(chosen))] == wanted

@@ -10,6 +10,8 @@ from trisparse.demo.page import summary, verdict
 from trisparse.demo.plan import DemoPlan
 from trisparse.demo.run import run_demo
 from trisparse.report.rows import read_rows
+from trisparse.train import callbacks
+from trisparse.train.interrupt import TrainingInterrupted
 
 
 def small(output: Path) -> DemoPlan:
@@ -52,6 +54,25 @@ def test_an_interrupted_demo_goes_on_and_ends_with_a_report(
     with pytest.raises(ValueError, match="^output: .* other sizes"):
         run_demo(replace(small(tmp_path), steps=3), said.append)
     assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_demo_stopped_in_its_first_checkpoint_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a checkpoint without a manifest, which made the folder one that "holds a run"."""
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "complete_checkpoint", interrupted)
+        with pytest.raises(TrainingInterrupted):
+            run_demo(small(tmp_path), lambda _: None)
+    assert list(tmp_path.glob("*/checkpoint-*"))
+    monkeypatch.setattr("trisparse.demo.run._TABLES", {"loss.csv": interrupted})
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(small(tmp_path), lambda _: None)
+    assert len(list(tmp_path.glob("*/model"))) == 2
 
 
 @pytest.mark.parametrize(("nsa", "wanted"), [("2.02", "within the 2 %"), ("2.10", "not within the 2 %")])

@@ -66,9 +66,11 @@ def test_left_padded_rows_refuse_restarting_positions(model: TrisparseForCausalL
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     with torch.no_grad():
         model(some_ids(), attention_mask=mask, position_ids=positions, use_cache=False)
-        positions[0, 20:] -= positions[0, 20].clone()
-        with pytest.raises(ValueError, match="^position_ids"):
-            model(some_ids(), attention_mask=mask, position_ids=positions, use_cache=False)
+        for row in (0, 1):
+            restarting = positions.clone()
+            restarting[row, 20:] -= positions[row, 20]
+            with pytest.raises(ValueError, match="^position_ids"):
+                model(some_ids(), attention_mask=mask, position_ids=restarting, use_cache=False)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "linear", "mean"])

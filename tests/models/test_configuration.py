@@ -1,5 +1,6 @@
 """The configuration: what it accepts, refuses, saves and derives."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from transformers import AutoConfig
 
 from trisparse.config import SparseConfig
-from trisparse.models import TrisparseConfig
+from trisparse.models import TrisparseConfig, TrisparseForCausalLM
 from trisparse.models.presets import PRESETS, model_config
 from trisparse.nn.rope import Rope, Yarn
 
@@ -36,12 +37,41 @@ YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_
         ({"head_dim": 5}, r"^dim: expected an even number"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, r"^rope_parameters: .*got 'linear'"),
         ({"rope_parameters": {"rope_type": "yarn"}}, r"^rope_parameters: expected a factor for 'yarn'"),
+        ({"rope_parameters": YARN | {"factor": "4"}}, r"^rope_parameters: expected a number for factor"),
+        (
+            {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            r"^rope_parameters: .*partial_rotary_factor=0.5",
+        ),
+        ({"num_attention_heads": 0}, r"^num_attention_heads: expected at least 1, got 0"),
+        ({"backend": "cuda"}, r"^backend: expected auto, reference, torch, cpu, triton; got 'cuda'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_by_name(settings: dict[str, Any], message: str) -> None:
     """Guards against configurations that fail late, or train something else than was written."""
     with pytest.raises(ValueError, match=message):
         tiny_config(**settings)
+
+
+def test_rope_theta_beside_the_other_fields_is_heeded(tmp_path: Path) -> None:
+    """Guards against files in the older form, whose base of rotation silently became another."""
+    assert tiny_config(rope_theta=5e5).rope() == Rope(dim=4, theta=5e5)
+    assert tiny_config().rope() == Rope(dim=4, theta=1e4)
+    fields = {key: YARN[key] for key in YARN if key != "rope_theta"}
+    yarn = Yarn(factor=4.0, original_length=64)
+    assert tiny_config(rope_theta=5e5, rope_scaling=fields).rope() == Rope(dim=4, theta=5e5, yarn=yarn)
+    settings = tiny_config().to_dict()
+    del settings["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"rope_theta": 5e5}))
+    assert AutoConfig.from_pretrained(tmp_path).rope() == Rope(dim=4, theta=5e5)
+
+
+@pytest.mark.parametrize("attention", ["nssa", ["nsa", "nssa"]])
+def test_attention_misspelled_later_is_refused(attention: str | list[str]) -> None:
+    """Guards against a field changed after the check, for which full attention was built instead."""
+    config = tiny_config()
+    config.attention = attention
+    with pytest.raises(ValueError, match="^attention: expected .*got 'nssa'"):
+        TrisparseForCausalLM(config)
 
 
 def test_saved_configuration_loads_equal(tmp_path: Path) -> None:

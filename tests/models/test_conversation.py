@@ -172,3 +172,30 @@ def test_text_that_is_no_unicode_is_refused() -> None:
     with pytest.raises(ValueError, match="^text: expected UTF-8, got something else at character 1"):
         conversation.ask("a\udcff", **SETTINGS)
     assert conversation.ids == []
+
+
+def test_beginning_is_marked_once() -> None:
+    """Guards against a tokenizer that puts its first mark before every turn."""
+    tokenizer = byte_tokenizer()
+    plain = type(tokenizer).__call__
+
+    class Marking(type(tokenizer)):  # type: ignore[misc]
+        def __call__(self, text: str, *, add_special_tokens: bool = True, **others: Any) -> Any:
+            encoded = plain(self, text, **others)
+            encoded["input_ids"] = [257] * add_special_tokens + encoded["input_ids"]
+            return encoded
+
+    tokenizer.__class__ = Marking
+    conversation = Conversation(model_of(eos_token_id=None), tokenizer)
+    for text in ("one", "two"):
+        conversation.ask(text, suppress_tokens=[257], **SETTINGS)
+    assert conversation.ids.count(257) == 1
+    assert conversation.ids[0] == 257
+
+
+def test_empty_text_is_refused() -> None:
+    """Guards against a turn of nothing but a line's end, which is no text."""
+    conversation = new_conversation()
+    with pytest.raises(ValueError, match="^text: expected some text"):
+        conversation.ask("", **SETTINGS)
+    assert conversation.ids == []

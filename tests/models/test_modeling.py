@@ -253,3 +253,39 @@ def test_recomputed_branches_give_the_same_gradients() -> None:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for kept, again in zip(*gradients, strict=True):
         assert torch.equal(kept, again)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_hidden_states_are_given_where_asked_for(packed: bool) -> None:
+    """Guards against an argument of transformers that gives None: n + 1 tensors, the last one normed."""
+    model, ids = tiny_model(attention=["nsa", "full"]).double(), ids_of(2, 12)
+    positions = torch.tensor([[*range(12)], [*range(5), *range(7)]]) if packed else None
+    with torch.no_grad():
+        outputs = model(ids, position_ids=positions, use_cache=False, output_hidden_states=True)
+        first, second, last = outputs.hidden_states
+        assert torch.equal(first, model.model.embed_tokens(ids))
+        assert first.shape == second.shape == last.shape == (2, 12, 16)
+        assert torch.equal(model.lm_head(last), outputs.logits)
+        assert not torch.equal(second, first)
+        assert model(ids, use_cache=False).hidden_states is None
+        if not packed:
+            cached = model(ids, use_cache=True, output_hidden_states=True)
+            close(cached.hidden_states[1], second)
+            as_tuple = model(ids, use_cache=False, return_dict=False)
+            assert isinstance(as_tuple, tuple)
+            assert torch.equal(as_tuple[0], outputs.logits)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"output_attentions": True}, "^output_attentions: expected False"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 12])}, "^cu_seq_lens_q: .*position_ids"),
+    ],
+)
+def test_arguments_that_would_change_the_result_are_refused(argument: dict[str, Any], message: str) -> None:
+    """Guards against documents that read one another because their bounds came in another argument."""
+    model = tiny_model()
+    for called in (model, model.model):
+        with pytest.raises(ValueError, match=message):
+            called(ids_of(1, 12), use_cache=False, **argument)

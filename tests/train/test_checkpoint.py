@@ -181,7 +181,7 @@ def test_log_that_stops_short_is_refused(recipe: Recipe, content: bytes | None) 
     """Guards the curve of the whole run against a hole."""
     path = Path(recipe.output) / "log.jsonl"
     path.unlink() if content is None else path.write_bytes(content)
-    refused(recipe, r"log\.jsonl: ")
+    refused(recipe, r"log\.jsonl: .*remove .*checkpoint-\d+ to go on from an older one")
 
 
 @pytest.mark.parametrize("left", ["log.jsonl", "checkpoint-2", "model", "recipe.yaml"])
@@ -208,3 +208,20 @@ def test_latest_is_the_highest_complete_step(tmp_path: Path) -> None:
     prune_checkpoints(tmp_path, 1)
     assert complete_checkpoints(tmp_path) == [tmp_path / "checkpoint-10"]
     assert (tmp_path / "checkpoint-11").exists()
+
+
+def test_checkpoint_that_cannot_be_removed_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a run against a folder that somebody else owns."""
+    for step in (1, 2, 3):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    remove = Path.unlink
+
+    def unlink(path: Path, **others: Any) -> None:
+        if path.parent.name == "checkpoint-1":
+            raise PermissionError(13, "Permission denied")
+        remove(path, **others)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    prune_checkpoints(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-1", "checkpoint-3"]

@@ -62,12 +62,15 @@ def test_truncation_of_no_log_makes_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["not json", "[1]", json.dumps({"split": "train"})])
 def test_broken_line_is_named(tmp_path: Path, line: str) -> None:
-    """Guards against a resume that silently drops what it cannot read."""
-    (tmp_path / "log.jsonl").write_text('{"step": 1}\n' + line + "\n")
+    """Guards against a figure of half a run, and a resume that a line of later steps stands in the way of."""
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
     with pytest.raises(
         ValueError, match=r"^log: expected a JSON object with a step in line 2 of '.*log\.jsonl', got none$"
     ):
-        truncate_log(tmp_path / "log.jsonl", 5)
+        read_log(path)
+    truncate_log(path, 5)
+    assert path.read_text() == '{"step": 1}\n'
 
 
 def test_rows_fit_the_loss_figure(tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_only_fields_that_change_numbers_count_as_different() -> None:
         ("model.attention=full", r"^model\.attention: expected the recipe's own key"),
         ("warmup_steps=201", r"^warmup_steps: expected at most steps=200, got 201"),
         ("batch_size=0", r"^batch_size: expected at least 1, got 0$"),
-        ("context_length=1", r"^context_length: expected at least 2, got 1$"),
+        ("context_length=1", r"^context_length: expected at least 3, got 1$"),
         ("seed=4294967296", r"^seed: expected at most 4294967295, got 4294967296$"),
     ],
 )

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from trisparse.train import callbacks
 from trisparse.train.checkpoint import CheckpointError, latest_checkpoint
 from trisparse.train.interrupt import TrainingInterrupted
-from trisparse.train.log import LOG
+from trisparse.train.log import LOG, TIMING, LineFile
 from trisparse.train.progress import Progress
 from trisparse.train.recipe import Recipe
 from trisparse.train.trainer import train
@@ -123,6 +124,50 @@ def test_half_written_checkpoint_is_passed_over(tiny: Make, uninterrupted: Unint
     train(recipe, resume=True, on_progress=lambda _: None)
     assert not half.exists()
     assert_same_run(Path(recipe.output), uninterrupted("float32", 1))
+
+
+def test_garbage_behind_the_checkpoint_is_no_obstacle(tiny: Make, uninterrupted: Uninterrupted) -> None:
+    """Guards a run after a power cut, which leaves whole what was synced and anything behind it."""
+    recipe = tiny()
+    with pytest.raises(TrainingInterrupted, match="step 4 is saved"):
+        train(recipe, on_progress=stop_at(5, interrupt))
+    for name in (LOG, TIMING):
+        with (Path(recipe.output) / name).open("ab") as file:
+            file.write(b"\0\0\0\n{}\n")
+    train(recipe, resume=True)
+    assert_same_run(Path(recipe.output), uninterrupted("float32", 1))
+
+
+def test_log_is_on_the_disk_before_its_checkpoint(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a power cut that leaves a whole checkpoint without the log that a resume asks for."""
+    events: list[str] = []
+    sync, seal = LineFile.sync, callbacks.complete_checkpoint
+
+    def record(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def recorded(*args: Any) -> Any:
+            events.append(name)
+            return function(*args)
+
+        return recorded
+
+    monkeypatch.setattr(LineFile, "sync", record("sync", sync))
+    monkeypatch.setattr(callbacks, "complete_checkpoint", record("seal", seal))
+    train(tiny(steps=4))
+    assert events == ["sync", "sync", "seal"] * 2 + ["sync", "sync"]
+
+
+def test_run_in_use_is_left_alone(tiny: Make) -> None:
+    """Guards against a second resume, which took what the first one was writing for a killed run's rest."""
+    recipe, refused = tiny(), list[str]()
+
+    def start_another() -> None:
+        with pytest.raises(ValueError, match="^output: expected a folder that no run is using") as caught:
+            train(recipe, resume=True)
+        refused.append(str(caught.value))
+
+    train(recipe, on_progress=stop_at(5, start_another))
+    assert len(refused) == 1
+    assert latest_checkpoint(recipe.output) == Path(recipe.output) / "checkpoint-9"
 
 
 def test_stop_before_any_checkpoint_says_so(tiny: Make) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_learning_rate_rises_then_follows_the_schedule(tiny: Make, schedule: str
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("what", ["loss", "gradient", "gradient's norm"])
 def test_nan_stops_before_the_step(
     tiny: Make, monkeypatch: pytest.MonkeyPatch, what: str, accumulate: int
 ) -> None:
@@ -134,14 +135,17 @@ def test_nan_stops_before_the_step(
         seen.setdefault("weights", [parameter.detach().clone() for parameter in model.parameters()])
         if what == "loss":
             return loss * float("nan")
-        # infinite, which clipping would turn into a mixture of zeros and NaN
-        loss.register_hook(lambda gradient: gradient * float("inf"))
+        # infinite, which clipping would turn into a mixture of zeros and NaN; or finite with a norm that is
+        # not, which it would turn into zeros
+        factor = float("inf") if what == "gradient" else 1e30
+        loss.register_hook(lambda gradient: gradient * factor)
         return loss
 
     monkeypatch.setattr(RecipeTrainer, "compute_loss", spoiled)
     recipe = tiny(accumulate=accumulate)
     with pytest.raises(
-        NonFiniteError, match=rf"^{what}: expected a finite number, got nan at step 4 \(batch \d+ of"
+        NonFiniteError,
+        match=rf"^{what.split(chr(39))[0]}: expected a finite number, got (nan|inf) at step 4 \(batch \d+ of",
     ):
         train(recipe)
     for before, after in zip(seen["weights"], seen["model"].parameters(), strict=True):
@@ -199,3 +203,20 @@ def test_standard_library_is_the_default_text(tiny: Make) -> None:
     """Guards the run that needs no argument but a folder."""
     recipe = tiny(data="stdlib", steps=2, warmup_steps=0, evaluate_windows=1)
     assert train(recipe).bits_per_byte < 9
+
+
+@pytest.mark.parametrize("place", ["run", "runs/a"])
+def test_run_inside_its_own_text_is_refused(tiny: Make, text: Path, place: str) -> None:
+    """Guards against a log that becomes text: the run could not be resumed."""
+    with pytest.raises(ValueError, match=r"^output: expected a folder outside of data="):
+        train(tiny(output=str(text / place)))
+    assert not (text / place).exists()
+
+
+def test_run_in_a_hidden_folder_of_its_text_is_taken(tiny: Make, text: Path, tmp_path: Path) -> None:
+    """Guards the way out: hidden folders are no text."""
+    copy = tmp_path / "copy"
+    shutil.copytree(text, copy)
+    recipe = tiny(data=str(copy), output=str(copy / ".runs" / "a"), steps=2)
+    train(recipe)
+    train(recipe, resume=True)

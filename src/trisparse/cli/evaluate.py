@@ -15,7 +15,9 @@ def evaluate(
     ] = ("position"),
     data: Annotated[str, typer.Option(help="'stdlib' or a folder of text.")] = "stdlib",
     context_length: Annotated[int, typer.Option(min=128, help="Longest context, tokens.")] = 1024,
-    windows: Annotated[int, typer.Option(min=1, help="Held-out windows at most (position).")] = 64,
+    windows: Annotated[
+        int, typer.Option(min=1, help="Held-out windows at most, spread evenly (position).")
+    ] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Needles in each cell (needle).")] = 10,
     scoring: Annotated[str, typer.Option(help="rank or exact (needle).")] = "rank",
     output: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
@@ -45,11 +47,11 @@ def evaluate(
 def _positions(
     model: Any, stream: Any, attention: str, context_length: int, windows: int
 ) -> list[dict[str, str]]:
-    from trisparse.data.packing import PackedWindows
+    from trisparse.data.packing import PackedWindows, spread
     from trisparse.eval.position import bits_by_position
 
     packed = PackedWindows(stream, context_length, documents=False)
-    chosen: Any = [packed[index] for index in range(min(windows, len(packed)))]
+    chosen: Any = spread(packed, windows)
     return bits_by_position(model, chosen, attention=attention)
 
 

@@ -4,9 +4,10 @@ import errno
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from trisparse import files
 from trisparse.cpu.errors import CacheError
 from trisparse.cpu.notice import say
 from trisparse.cpu.trust import check_owner
@@ -68,30 +69,16 @@ def disk_is_full(text: str) -> bool:
 def locked(path: Path) -> Iterator[None]:
     """Hold the lock file at `path`; wait, and say so, while another process does.
 
-    The lock goes with its process, also if that is killed.
-
     Raises:
         CacheError: the file cannot be made, or its file system has no locks.
     """
-    # not on every system, and this module must be importable there
-    import fcntl
-
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise unwritable(path.parent, error) from None
-    try:
+    with ExitStack() as held:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say("another process is building the CPU kernels; waiting for it")
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            held.enter_context(files.locked(path, _tell_to_wait))
         except OSError as error:
             raise unwritable(path.parent, error) from None
-        try:
-            yield
-        finally:
-            # by hand: a process forked meanwhile has a copy of the descriptor and would keep the lock
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-    finally:
-        os.close(descriptor)
+        yield
+
+
+def _tell_to_wait() -> None:
+    say("another process is building the CPU kernels; waiting for it")

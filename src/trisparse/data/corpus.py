@@ -22,6 +22,7 @@ from trisparse.data.files import (
     relative_name,
 )
 from trisparse.data.tokenizer import END_OF_DOCUMENT, encode_bytes
+from trisparse.files import sha256_of
 
 Split = Literal["training", "heldout"]
 
@@ -55,6 +56,8 @@ EXCLUDED_FOLDERS = frozenset(
 )
 
 HELDOUT_SHARE = 0.05
+# of the bytes: held-out files of less say nothing of a model, and more leaves little to train on
+LEAST_HELDOUT, MOST_HELDOUT = 0.005, 0.5
 
 
 class SplitSize(NamedTuple):
@@ -73,13 +76,14 @@ class Corpus:
         root: the absolute folder that the files' relative names start from.
         training: the files to train on, in the order of the stream.
         heldout: the files never trained on.
-        cut: None; or, if one single file makes both splits, the byte at which its held-out part begins.
+        cut: None; or, if one file is in both splits, the byte at which its held-out part begins.
         skipped: the files left out because they are binary.
+        copies: the files left out of training because a held-out file holds the same.
 
     Every method that reads raises `ValueError` with the file's name if a file cannot be read.
 
     Raises:
-        ValueError: a file is in both splits and there is no `cut`.
+        ValueError: a file is in both splits and there is no `cut`, or several are.
     """
 
     name: str
@@ -88,18 +92,22 @@ class Corpus:
     heldout: tuple[Path, ...]
     cut: int | None = None
     skipped: tuple[Path, ...] = ()
+    copies: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
-        both = sorted(set(self.training) & set(self.heldout))
-        if both and self.cut is None:
+        both = sorted(self._in_both())
+        if len(both) > (self.cut is not None):
             raise ValueError(
                 f"heldout: expected files that are not in training, got {str(both[0])!r} in both"
             )
 
     def documents(self, split: Split) -> Iterator[bytes]:
         """The contents of the split's files in order, those of empty files left out."""
+        both = self._in_both()
         for path in self._paths(split):
-            document = self._part(split, read_bytes(path))
+            document = read_bytes(path)
+            if path in both:
+                document = document[: self.cut] if split == "training" else document[self.cut :]
             if document:
                 yield document
 
@@ -144,11 +152,13 @@ class Corpus:
         facts = [f"{_files(training.files, 'training')} ({training.bytes:,} bytes)"]
         facts += [f"{_files(heldout.files, 'held-out')} ({heldout.bytes:,} bytes)"]
         if self.cut is not None:
-            facts += [f"one file, held out from byte {self.cut:,} on"]
+            facts += [f"one file held out from byte {self.cut:,} on"]
         if not_utf8:
             facts += [f"{_files(len(not_utf8), 'non-UTF-8')} read as plain bytes"]
         if self.skipped:
             facts += [f"{_files(len(self.skipped), 'binary')} left out"]
+        if self.copies:
+            facts += [f"{_files(len(self.copies), 'training')} left out that a held-out one equals"]
         return f"{self.name}: {', '.join(facts)}"
 
     def _paths(self, split: Split) -> tuple[Path, ...]:
@@ -156,10 +166,8 @@ class Corpus:
             raise ValueError(f"split: expected 'training' or 'heldout', got {split!r}")
         return self.training if split == "training" else self.heldout
 
-    def _part(self, split: Split, data: bytes) -> bytes:
-        if self.cut is None:
-            return data
-        return data[: self.cut] if split == "training" else data[self.cut :]
+    def _in_both(self) -> set[Path]:
+        return set(self.training) & set(self.heldout)
 
 
 def standard_library_corpus() -> Corpus:
@@ -190,23 +198,46 @@ def folder_corpus(path: str | os.PathLike[str]) -> Corpus:
 
     Hidden files and folders are left out, symbolic links are not followed, empty files are skipped. A file is
     held out if a hash of its relative name falls into the lowest `HELDOUT_SHARE`, so that a file added later
-    moves no other. Where that would leave a split empty, the file of the lowest hash is held out, or the file
-    of the highest is trained on. A folder with a single text file is cut: about its last tenth is held out.
+    moves no other. Where that would hold out none, the file of the lowest hash is. Where it would hold out
+    next to nothing of the text or most of it, and where there is a single file, the largest file is cut
+    instead: about its last tenth is held out. Files that equal a held-out one are left out of training.
 
     Raises:
-        ValueError: `path` is missing or not a folder, something in it cannot be read, or it holds no text.
+        ValueError: `path` is missing or not a folder, something in it cannot be read, it holds no text, or
+            nothing but copies of one text.
     """
     root = _folder(path)
     texts, skipped = _texts(root)
-    name = root.name or str(root)
-    if len(texts) == 1:
-        return Corpus(
-            name=name, root=root, training=texts, heldout=texts, cut=_cut(texts[0]), skipped=skipped
-        )
-    chosen = _heldout(texts, root)
-    training = tuple(text for text in texts if text not in chosen)
+    sizes = {text: text.stat().st_size for text in texts}
+    chosen, cut = _heldout(texts, root), None
+    share = sum(sizes[text] for text in chosen) / sum(sizes.values())
+    if len(texts) == 1 or not LEAST_HELDOUT <= share <= MOST_HELDOUT:
+        largest = max(texts, key=lambda text: (sizes[text], name_hash(text, root)))
+        chosen, cut = {largest}, _cut(largest)
     heldout = tuple(text for text in texts if text in chosen)
-    return Corpus(name=name, root=root, training=training, heldout=heldout, skipped=skipped)
+    copies = _copies(texts, heldout)
+    kept = [text for text in texts if text not in copies and (text not in chosen or cut is not None)]
+    if not kept:
+        raise ValueError(
+            f"data: expected more than copies of one text in {str(root)!r}, got {len(texts)}; give more text"
+        )
+    return Corpus(
+        name=root.name or str(root),
+        root=root,
+        training=tuple(kept),
+        heldout=heldout,
+        cut=cut,
+        skipped=skipped,
+        copies=copies,
+    )
+
+
+def _copies(texts: tuple[Path, ...], heldout: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Those of `texts` that hold the same as one of `heldout`, which is another file."""
+    sizes = {path.stat().st_size for path in heldout}
+    digests = {sha256_of(path) for path in heldout}
+    others = (text for text in texts if text not in heldout and text.stat().st_size in sizes)
+    return tuple(text for text in others if sha256_of(text) in digests)
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -238,15 +269,15 @@ def _texts(root: Path) -> tuple[tuple[Path, ...], tuple[Path, ...]]:
 
 
 def _heldout(texts: tuple[Path, ...], root: Path) -> set[Path]:
-    """The held-out ones of at least two files: at least one, never all."""
+    """The files whose names say that they are held out, at least one."""
     by_hash = sorted(texts, key=lambda text: name_hash(text, root))
     limit = int(HELDOUT_SHARE * 2**32).to_bytes(4)
     below = sum(name_hash(text, root) < limit for text in texts)
-    return set(by_hash[: min(max(below, 1), len(texts) - 1)])
+    return set(by_hash[: max(1, below)])
 
 
 def _cut(path: Path) -> int:
-    """The byte that divides a single file: at nine tenths, or after the last line end in the tenth before."""
+    """The byte that divides a file: at nine tenths, or after the last line end in the tenth before."""
     data = read_bytes(path)
     if len(data) < 2:
         raise ValueError(f"data: expected at least 2 bytes of text, got 1 in {str(path)!r}; give more text")

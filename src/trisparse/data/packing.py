@@ -100,6 +100,13 @@ def shuffled(dataset: Dataset[Item], seed: int, items: int) -> Subset[Item]:
     return Subset(dataset, numpy.concatenate(orders)[:items].tolist())
 
 
+def spread(dataset: Dataset[Item], items: int) -> Subset[Item]:
+    """At most `items` items of `dataset`, at equal distances over all of it, in their order."""
+    length = len(dataset)  # type: ignore[arg-type]
+    count = min(items, length)
+    return Subset(dataset, (numpy.arange(count) * length // count).tolist())
+
+
 def _check_stream(stream: NDArray[Any], context_length: int) -> None:
     if not isinstance(stream, numpy.ndarray) or not numpy.issubdtype(stream.dtype, numpy.integer):
         got = stream.dtype if isinstance(stream, numpy.ndarray) else type(stream).__name__

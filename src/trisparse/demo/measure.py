@@ -10,7 +10,7 @@ from trisparse import backends
 from trisparse.bench import attention as bench
 from trisparse.config import SparseConfig
 from trisparse.data.corpus import standard_library_corpus
-from trisparse.data.packing import PackedWindows
+from trisparse.data.packing import PackedWindows, spread
 from trisparse.demo.plan import ATTENTIONS, DemoPlan
 from trisparse.eval.needle import needle_rows
 from trisparse.eval.position import bits_by_position
@@ -42,8 +42,8 @@ def losses(plan: DemoPlan, _: Say) -> Rows:
 def _heldout(plan: DemoPlan) -> list[Any]:
     """Windows spread evenly over the held-out text."""
     windows = PackedWindows(standard_library_corpus().stream("heldout"), plan.context_length, documents=False)
-    step = max(1, len(windows) // plan.position_windows)
-    return [windows[index] for index in range(0, len(windows), step)][: plan.position_windows]
+    chosen = spread(windows, plan.position_windows)
+    return [chosen[index] for index in range(len(chosen))]
 
 
 def positions(plan: DemoPlan, say: Say) -> Rows:

@@ -10,7 +10,7 @@ from trisparse.demo.page import write_page
 from trisparse.demo.plan import ATTENTIONS, DemoPlan
 from trisparse.files import write_whole
 from trisparse.report.rows import Rows, write_rows
-from trisparse.train.checkpoint import latest_checkpoint
+from trisparse.train.checkpoint import latest_checkpoint, remove_incomplete
 from trisparse.train.progress import show_progress
 from trisparse.train.trainer import train
 
@@ -38,10 +38,11 @@ def _train(plan: DemoPlan, attention: str, say: Say) -> None:
 
 
 def _discard_unresumable(folder: Path) -> None:
-    """A run stopped before its first checkpoint holds nothing but a log: begin it anew."""
+    """A run stopped before its first checkpoint was whole holds nothing to go on from: begin it anew."""
     if folder.is_dir() and latest_checkpoint(folder) is None and not (folder / "model").is_dir():
         for name in ("log.jsonl", "timing.jsonl", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
+        remove_incomplete(folder)
 
 
 def _claim(plan: DemoPlan) -> None:

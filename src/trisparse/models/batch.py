@@ -1,6 +1,7 @@
 """What the masks and positions of transformers mean for our layers: padding per row, or packed documents."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +95,7 @@ def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> 
 
 
 def check_positions(position_ids: Tensor | None, padding: list[int] | None, lengths: list[int]) -> None:
-    """Positions given beside a cache must be those of the tokens that follow its rows of `lengths` tokens.
+    """Positions given beside a cache or padding must be those of the tokens that follow `lengths` tokens.
 
     Raises:
         ValueError: they go backwards, skip tokens, or belong to another cache.
@@ -106,19 +107,23 @@ def check_positions(position_ids: Tensor | None, padding: list[int] | None, leng
     for row, skip, length in zip(rows, skips, lengths, strict=True):
         if row[skip:] != list(range(length, length + len(row) - skip)):
             raise ValueError(
-                f"position_ids: expected positions from {length} on after the cache, got {row[skip:]}; "
-                "packed documents take no cache (use_cache=False), and assisted decoding an empty one"
+                f"position_ids: expected positions from {length} on, got {row[skip:]}; packed documents take "
+                "no cache (use_cache=False) and no padding, and assisted decoding an empty cache"
             )
 
 
-def check_padded_positions(position_ids: Tensor | None, padding: list[int]) -> None:
-    """Positions given beside left padding must count from each row's first token on.
+def check_unused(arguments: dict[str, Any]) -> None:
+    """Refuse arguments of transformers that would change a result, and that our models do not heed.
 
     Raises:
-        ValueError: they do not; a padded row holds one document.
+        ValueError: attention matrices are asked for, or packed documents are marked by their lengths.
     """
-    if position_ids is None:
-        return
-    padded = [row for row, skip in enumerate(padding) if skip]
-    positions = position_ids.expand(len(padding), -1)[padded]
-    check_positions(positions, [padding[row] for row in padded], [0] * len(padded))
+    if arguments.get("output_attentions"):
+        raise ValueError(
+            "output_attentions: expected False, got True; sparse attention makes no matrix of attentions"
+        )
+    for name in ("cu_seq_lens_q", "cu_seq_lens_k"):
+        if arguments.get(name) is not None:
+            raise ValueError(
+                f"{name}: expected none; mark packed documents by position_ids that restart at 0"
+            )

@@ -5,6 +5,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from trisparse import backends
 from trisparse.config import SparseConfig
 from trisparse.nn.rope import Rope, Yarn
 
@@ -22,6 +23,15 @@ _AT_LEAST_ONE = (
     "num_attention_heads",
     "head_dim",
     "value_head_dim",
+)
+_ROPE_NUMBERS = (
+    "rope_theta",
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "partial_rotary_factor",
 )
 
 
@@ -74,16 +84,20 @@ class TrisparseConfig(PreTrainedConfig):
     backend: str = "auto"
 
     def __post_init__(self, **kwargs: Any) -> None:
-        if self.head_dim is None:
+        if self.head_dim is None and self.num_attention_heads > 0:
             self.head_dim = self.hidden_size // self.num_attention_heads
         if self.intermediate_size is None:
             # SwiGLU's usual 8/3, rounded up to a multiple of 64
             self.intermediate_size = -(-self.hidden_size * 8 // 3 // 64) * 64
         if self.rope_parameters is None:
-            self.rope_parameters = {"rope_type": "default", "rope_theta": 10000.0}
+            # older files, and keyword arguments, have it beside the other fields
+            self.rope_parameters = {
+                "rope_type": "default",
+                "rope_theta": kwargs.get("rope_theta", 10000.0),
+            }
         self.layer_types = [LAYER_TYPE] * self.num_hidden_layers
         super().__post_init__(**kwargs)
-        self._check()
+        self.check()
 
     def to_dict(self) -> dict[str, Any]:
         """As `config.json` holds it: without the layer types, which follow from the number of layers.
@@ -97,13 +111,19 @@ class TrisparseConfig(PreTrainedConfig):
     def validate_layer_type(self) -> None:
         """Replaces the inherited check, which knows only the layer types of transformers itself."""
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError for what does not hold together, as at the start: fields can be changed later."""
         heads, groups = self.num_attention_heads, self.num_key_value_heads
         for name in _AT_LEAST_ONE:
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
-        for name, choices in (("compressor", COMPRESSORS), ("compressed_rope", COMPRESSED_ROPES)):
+        choices_of = {
+            "compressor": COMPRESSORS,
+            "compressed_rope": COMPRESSED_ROPES,
+            "backend": ("auto", *backends.NAMES),
+        }
+        for name, choices in choices_of.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}: expected {', '.join(choices)}; got {getattr(self, name)!r}")
         if groups < 1 or heads % groups:
@@ -138,6 +158,15 @@ class TrisparseConfig(PreTrainedConfig):
         kind = parameters.get("rope_type", "default")
         if kind not in ("default", "yarn"):
             raise ValueError(f"rope_parameters: expected rope_type 'default' or 'yarn', got {kind!r}")
+        for name in _ROPE_NUMBERS:
+            number = parameters.get(name)
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+                raise ValueError(f"rope_parameters: expected a number for {name}, got {number!r}")
+        if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
+            raise ValueError(
+                "rope_parameters: expected all features to be rotated, got partial_rotary_factor="
+                f"{parameters['partial_rotary_factor']}"
+            )
         yarn = None
         if kind == "yarn":
             if "factor" not in parameters:

@@ -67,9 +67,9 @@ class Conversation:
             ValueError: no text, or no Unicode, or settings that `generate` refuses.
         """
         validate.unicode_text("text", text)
-        prompt = self._prompt(text)
-        if not prompt:
+        if not text:
             raise ValueError("text: expected some text, got none")
+        prompt = self._prompt(text)
         if any(settings.get(name) is not None for name in _ASSISTED):
             # transformers reads the whole prompt again then
             self.cache = DynamicCache(config=self.model.config)
@@ -93,7 +93,8 @@ class Conversation:
     def _prompt(self, text: str) -> list[int]:
         """Everything said and `text`, ready to be answered."""
         if not self.tokenizer.chat_template:
-            return self.ids + self.tokenizer(f"{text}\n")["input_ids"]
+            # a mark of the beginning stands once, before everything
+            return self.ids + self.tokenizer(f"{text}\n", add_special_tokens=not self.ids)["input_ids"]
         messages = [*self._messages, {"role": "user", "content": text}]
         rendered = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
         return self._encode_template(rendered)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging
@@ -49,10 +50,21 @@ def load_model(path: Path) -> tuple[Any, Any]:
     weights = folder / "model.safetensors"
     try:
         loaded: Any = TrisparseForCausalLM.from_pretrained(folder, output_loading_info=True)
+    except StrictDataclassError as error:
+        # its text runs over several lines, and it is no ValueError
+        raise ValueError(f"model: {folder / 'config.json'}: {' '.join(str(error).split())}") from error
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"model: {weights}: cannot be loaded: {error}") from error
     model, info = loaded
     wrong = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
     if wrong:
         raise ValueError(f"model: {weights}: the weights are of another configuration: {wrong[0]}")
-    return model.eval(), AutoTokenizer.from_pretrained(folder)
+    return model.eval(), _load_tokenizer(folder)
+
+
+def _load_tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    # the Rust library raises Exception itself
+    except Exception as error:
+        raise ValueError(f"model: {folder / 'tokenizer.json'}: cannot be loaded: {error}") from error

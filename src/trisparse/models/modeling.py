@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
 
 from trisparse.baselines.full_attention import FullAttention
 from trisparse.models.batch import (
     Batch,
-    check_padded_positions,
     check_past,
     check_positions,
+    check_unused,
     read_documents,
     read_padding,
 )
@@ -128,12 +129,15 @@ class TrisparseModel(TrisparsePreTrainedModel):
 
     def __init__(self, config: TrisparseConfig) -> None:
         super().__init__(config)
+        # whoever changed a field after the config was made would else get another model without a word
+        config.check()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -142,7 +146,8 @@ class TrisparseModel(TrisparsePreTrainedModel):
         past_key_values: DynamicCache | StaticCache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
-        **_: Any,
+        output_hidden_states: bool | None = None,
+        **unused: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, hidden_size] of `input_ids` [B, T] or `inputs_embeds`.
 
@@ -152,12 +157,19 @@ class TrisparseModel(TrisparsePreTrainedModel):
             position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
                 max_cache_len=n)`; extended in place. A call that fails leaves it as it was.
+            output_hidden_states: also give the embeddings and what each block makes of them, the last one
+                behind the norm: num_hidden_layers + 1 tensors [B, T, hidden_size].
             use_cache: make a cache where none is given. A forward with a cache is inference: its results
                 have no gradient, because none could reach the keys and values through the cache.
 
         Raises:
-            ValueError, TypeError: masks, positions or a cache that do not fit; the message names which.
+            ValueError, TypeError: masks, positions or a cache that do not fit, or an argument of transformers
+                that means something this model does not do; the message names which.
         """
+        check_unused(unused)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        kept: list[Tensor] | None = [] if output_hidden_states else None
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("input_ids: expected either input_ids or inputs_embeds")
         hidden = inputs_embeds if input_ids is None else self.embed(input_ids)
@@ -166,29 +178,39 @@ class TrisparseModel(TrisparsePreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is None:
             batch = self._read_batch(attention_mask, position_ids, hidden)
-            output = self._run(hidden, batch, [None] * len(self.layers))
+            output = self._run(hidden, batch, [None] * len(self.layers), kept)
         else:
             layers = cache_layers(past_key_values, len(self.layers))
             batch = self._read_cached_batch(attention_mask, position_ids, hidden, layers)
-            output = self._run_cached(hidden, batch, layers)
-        return BaseModelOutputWithPast(last_hidden_state=output, past_key_values=past_key_values)
+            output = self._run_cached(hidden, batch, layers, kept)
+        return BaseModelOutputWithPast(
+            last_hidden_state=output,
+            past_key_values=past_key_values,
+            hidden_states=None if kept is None else (*kept, output),
+        )
 
-    def _run(self, hidden: Tensor, batch: Batch, states: list[BatchCache | None]) -> Tensor:
-        """Hidden states [B, T, hidden_size] through all blocks."""
+    def _run(
+        self, hidden: Tensor, batch: Batch, caches: list[BatchCache | None], kept: list[Tensor] | None
+    ) -> Tensor:
+        """Hidden states [B, T, hidden_size] through all blocks; `kept` takes those before each."""
         shape = hidden.shape
         if batch.cu_seqlens is not None:
             hidden = hidden.flatten(0, 1)[None]
-        for block, state in zip(self.layers, states, strict=True):
-            hidden = block(hidden, batch, state)
+        for block, cache in zip(self.layers, caches, strict=True):
+            if kept is not None:
+                kept.append(hidden.view(shape))
+            hidden = block(hidden, batch, cache)
         return self.norm(hidden).view(shape)
 
-    def _run_cached(self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer]) -> Tensor:
+    def _run_cached(
+        self, hidden: Tensor, batch: Batch, layers: list[TrisparseCacheLayer], kept: list[Tensor] | None
+    ) -> Tensor:
         """`_run` that leaves the cache as it was if it fails, at an interruption for example."""
         states = self._states(layers)
         lengths = cached_lengths(layers)
         try:
             with torch.no_grad():
-                output = self._run(hidden, batch, states)
+                output = self._run(hidden, batch, states, kept)
         except BaseException:
             take_back(layers, lengths)
             raise
@@ -215,7 +237,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         rows, num_tokens = hidden.shape[:2]
         padding = read_padding(attention_mask, rows, num_tokens, slots=None)
         if padding is not None:
-            check_padded_positions(position_ids, padding)
+            check_positions(position_ids, padding, [0] * rows)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
@@ -261,6 +283,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -271,13 +294,15 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As TrisparseModel.forward; `labels` [B, T] add the mean loss in nats.
 
-        Labels are shifted inside, and -100 is ignored.
+        Labels are shifted inside, and -100 is ignored. `kwargs` are for the loss.
         `logits_to_keep` n > 0 computes logits for the last n tokens only.
         """
+        check_unused(kwargs)
         if labels is not None:
             self._check_labels(labels, input_ids if input_ids is not None else inputs_embeds)
         if use_cache is None:
@@ -289,6 +314,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         cached = outputs.past_key_values is not None
@@ -298,7 +324,12 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         if labels is not None:
             size = self.config.vocab_size
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+        )
 
     def _check_labels(self, labels: Tensor, tokens: Tensor | None) -> None:
         """Before a cache has taken the tokens."""

@@ -1,11 +1,10 @@
-"""What the Trainer is told to do between steps: complete checkpoints, stop on request, refuse NaN."""
+"""What the Trainer is told to do between steps: complete checkpoints, stop on request."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trisparse.train.checkpoint import complete_checkpoint, prune_checkpoints
@@ -30,24 +29,6 @@ def refuse_non_finite(what: str, value: float, step: int, batch: int) -> None:
         )
 
 
-class GradientGuard(TrainerCallback):
-    """Refuses a NaN or infinite gradient."""
-
-    def on_pre_optimizer_step(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002  # the Trainer fixes the signature
-        **kwargs: Any,
-    ) -> None:
-        model: nn.Module = kwargs["model"]
-        gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-        # clipping turns an infinite gradient into NaN or zero, and always leaves a NaN behind
-        norm = float(nn.utils.get_total_norm(gradients))
-        step = state.global_step + 1
-        refuse_non_finite("gradient", norm, step, step * args.gradient_accumulation_steps)
-
-
 class CompleteCheckpoints(TrainerCallback):
     """Seals each checkpoint once the Trainer has filled it, then removes the oldest ones."""
 
@@ -59,7 +40,7 @@ class CompleteCheckpoints(TrainerCallback):
         self,
         args: TrainingArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002  # the Trainer fixes the signature
         **_: Any,
     ) -> None:
         # a resumed run brings the interval of the run before, and this one may have been given another

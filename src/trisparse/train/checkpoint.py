@@ -94,8 +94,11 @@ def remove_incomplete(output: str | Path) -> None:
 def prune_checkpoints(output: str | Path, keep: int) -> None:
     """Remove all complete checkpoints but the newest `keep`; one that cannot be removed stays."""
     for folder in complete_checkpoints(output)[:-keep]:
-        # first the manifest: a folder half removed must not pass for complete
-        (folder / MANIFEST).unlink(missing_ok=True)
+        try:
+            # first the manifest: a folder half removed must not pass for complete
+            (folder / MANIFEST).unlink(missing_ok=True)
+        except OSError:
+            continue
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -130,6 +130,16 @@ class RecipeTrainer(Trainer):
         refuse_non_finite("loss", float(loss), self.state.global_step + 1, self._batches)
         return loss
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float | None:
+        """As in the Trainer, but a NaN or infinite norm ends the run before the optimizer step.
+
+        It is that of before the clipping, which makes zeros of finite gradients whose norm overflows.
+        """
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        assert norm is not None
+        refuse_non_finite("gradient", float(norm), self.state.global_step + 1, self._batches)
+        return norm
+
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
         """The mean loss in nats per predicted token over the held-out windows, logged."""
         model = self.model_wrapped
@@ -173,6 +183,12 @@ class RecipeTrainer(Trainer):
             self._write(line)
             self._report(line)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """As in the Trainer, once the log is on the disk: a checkpoint without it cannot be resumed."""
+        for file in self._logs or ():
+            file.sync()
+        super()._save_checkpoint(*args, **kwargs)
 
     def tokens_per_step(self) -> int:
         """The tokens of one optimizer step, over all processes and devices."""

@@ -50,14 +50,18 @@ class LineFile:
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
 
+    def sync(self) -> None:
+        """Wait until the lines are on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> "LineFile":
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
 
 
@@ -74,18 +78,26 @@ def read_log(path: Path) -> list[Line]:
     return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]
 
 
-def truncate_log(path: Path, step: int) -> None:
-    """Remove the lines after `step`, and a line half written. A missing file stays missing.
+def whole_lines(path: Path) -> list[tuple[bytes, Line]]:
+    """The lines of a log, and what they mean, up to the first broken one; none of a missing file.
 
-    Raises:
-        ValueError: a line in it is not what this module writes.
+    A power cut may leave anything behind what was synced last.
     """
-    if not path.exists():
-        return
-    # the bytes are kept, not written anew from what they mean
-    lines = path.read_bytes().split(b"\n")[:-1]
-    kept = [line for number, line in enumerate(lines, start=1) if _parsed(path, number, line)["step"] <= step]
-    write_whole(path, b"".join(line + b"\n" for line in kept))
+    found = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+        value = _meaning(line)
+        if value is None:
+            break
+        found.append((line, value))
+    return found
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Remove the lines after `step`, and those from a broken one on. A missing file stays missing."""
+    if path.exists():
+        # the bytes are kept, not written anew from what they mean
+        kept = [line + b"\n" for line, value in whole_lines(path) if value["step"] <= step]
+        write_whole(path, b"".join(kept))
 
 
 def loss_rows(output: str | Path, run: str, attention: str) -> list[dict[str, str]]:
@@ -103,12 +115,18 @@ def loss_rows(output: str | Path, run: str, attention: str) -> list[dict[str, st
     ]
 
 
-def _parsed(path: Path, number: int, line: bytes) -> Line:
+def _meaning(line: bytes) -> Line | None:
+    """None if the line is not what this module writes."""
     try:
         value = json.loads(line)
     except ValueError:
-        value = None
-    if not isinstance(value, dict) or not isinstance(value.get("step"), int):
+        return None
+    return value if isinstance(value, dict) and isinstance(value.get("step"), int) else None
+
+
+def _parsed(path: Path, number: int, line: bytes) -> Line:
+    value = _meaning(line)
+    if value is None:
         raise ValueError(
             f"log: expected a JSON object with a step in line {number} of {str(path)!r}, got none"
         )

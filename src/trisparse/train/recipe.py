@@ -18,7 +18,8 @@ from trisparse.train.typed import parsed, typed
 FREE_FIELDS = frozenset({"output", "data", "save_every", "keep_checkpoints"})
 
 _LEAST = {
-    "context_length": 2,
+    # with fewer, a window of documents that are kept apart may have nothing to predict
+    "context_length": 3,
     "batch_size": 1,
     "accumulate": 1,
     "steps": 1,

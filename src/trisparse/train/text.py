@@ -2,12 +2,11 @@
 
 from typing import Literal
 
-import numpy
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Dataset
 
 from trisparse.data.corpus import Corpus, folder_corpus, standard_library_corpus
-from trisparse.data.packing import PackedWindows, shuffled
+from trisparse.data.packing import PackedWindows, shuffled, spread
 from trisparse.train.recipe import Recipe
 
 Item = dict[str, torch.Tensor]
@@ -38,9 +37,7 @@ def heldout_windows(recipe: Recipe, corpus: Corpus) -> Dataset[Item]:
     Raises:
         ValueError: less text than one window.
     """
-    windows = _windows(recipe, corpus, "heldout")
-    count = min(recipe.evaluate_windows, len(windows))
-    return Subset(windows, (numpy.arange(count) * len(windows) // count).tolist())
+    return spread(_windows(recipe, corpus, "heldout"), recipe.evaluate_windows)
 
 
 def _windows(recipe: Recipe, corpus: Corpus, split: Literal["training", "heldout"]) -> PackedWindows:

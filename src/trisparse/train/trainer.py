@@ -2,29 +2,30 @@
 
 import os
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from trisparse.data.corpus import Corpus
 from trisparse.data.tokenizer import byte_tokenizer
-from trisparse.train.callbacks import CompleteCheckpoints, GradientGuard, StopOnRequest
-from trisparse.train.checkpoint import (
-    RECIPE,
-    CheckpointError,
-    check_checkpoint,
-    checkpoint_step,
-    latest_checkpoint,
-    remove_incomplete,
-)
+from trisparse.train.callbacks import CompleteCheckpoints, StopOnRequest
+from trisparse.train.checkpoint import checkpoint_step, latest_checkpoint
 from trisparse.train.engine import RecipeTrainer, quiet_saving, training_arguments
+from trisparse.train.folder import (
+    MODEL,
+    check_processes,
+    checked_checkpoint,
+    claim,
+    prepare,
+    refuse_inside,
+    refuse_used,
+)
 from trisparse.train.interrupt import StopRequest, TrainingInterrupted
-from trisparse.train.log import LOG, TIMING, loss_rows, read_log, truncate_log
+from trisparse.train.log import LOG, loss_rows, read_log
 from trisparse.train.model import recipe_model
 from trisparse.train.progress import OnProgress
-from trisparse.train.recipe import Recipe, save_recipe
+from trisparse.train.recipe import Recipe
 from trisparse.train.text import heldout_windows, recipe_corpus, training_windows
-
-MODEL = "model"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,76 +56,34 @@ def train(recipe: Recipe, *, resume: bool = False, on_progress: OnProgress | Non
         on_progress: called after every step, in the first process only.
 
     Raises:
-        ValueError: `recipe.output` already holds a run and `resume` is False; or the text or the model that
-            the recipe asks for cannot be had.
+        ValueError: `recipe.output` already holds a run and `resume` is False, or another process runs there,
+            or it lies in the text's folder; or the text or the model that the recipe asks for cannot be had.
         CheckpointError: `resume` without a checkpoint that can be continued exactly.
         NonFiniteError: the loss or a gradient became NaN or infinite.
         TrainingInterrupted: SIGINT or SIGTERM came; the message tells how to go on.
     """
     output = Path(recipe.output)
+    refuse_inside(output, recipe.data)
     if not resume:
-        _refuse_used(output)
+        refuse_used(output)
     corpus = recipe_corpus(recipe)
     fingerprint = corpus.fingerprint()
-    checkpoint = _checked_checkpoint(output, recipe, fingerprint) if resume else None
+    checkpoint = checked_checkpoint(output, recipe, fingerprint) if resume else None
     stop = StopRequest()
     trainer = _trainer(recipe, corpus, on_progress)
     _refuse_fsdp(trainer)
     if checkpoint is not None:
-        _check_processes(checkpoint, trainer.args.world_size)
-    trainer.add_callback(GradientGuard())
+        check_processes(checkpoint, trainer.args.world_size)
     trainer.add_callback(CompleteCheckpoints(recipe, fingerprint))
     trainer.add_callback(StopOnRequest(stop))
-    if trainer.is_world_process_zero():
-        _prepare(output, recipe, checkpoint)
-    trainer.accelerator.wait_for_everyone()
-    _run(trainer, stop, output, checkpoint)
-    return _finish(trainer, recipe, output)
-
-
-def _refuse_used(output: Path) -> None:
-    if output.exists() and not output.is_dir():
-        raise ValueError(f"output: expected a folder, got the file {str(output)!r}; give another name")
-    found = [name for name in (RECIPE, LOG, TIMING, MODEL) if (output / name).exists()]
-    found += sorted(path.name for path in output.glob("checkpoint-*"))
-    if found:
-        raise ValueError(
-            f"output: expected a new or empty folder, got {str(output)!r}, which holds a run ({found[0]}); "
-            "resume it or give another folder"
-        )
-
-
-def _checked_checkpoint(output: Path, recipe: Recipe, fingerprint: str) -> Path:
-    checkpoint = latest_checkpoint(output)
-    if checkpoint is None:
-        raise CheckpointError(
-            f"{output}: expected a complete checkpoint to resume from, found none; "
-            "start without resume in a new folder"
-        )
-    check_checkpoint(checkpoint, recipe, fingerprint)
-    _check_log(output / LOG, checkpoint_step(checkpoint))
-    return checkpoint
-
-
-def _check_log(path: Path, step: int) -> None:
-    """The log must reach the checkpoint, or the resumed run's would have a hole."""
-    try:
-        steps = [line["step"] for line in read_log(path) if line["split"] == "train" and line["step"] <= step]
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    if steps != list(range(1, step + 1)):
-        raise CheckpointError(
-            f"{path}: expected one line for each of the steps 1 to {step}, found {len(steps)}"
-        )
-
-
-def _check_processes(checkpoint: Path, processes: int) -> None:
-    """Each process left its random state; another number of them would read other windows in a step."""
-    saved = len(list(checkpoint.glob("rng_state*.pth")))
-    if saved != processes:
-        raise CheckpointError(
-            f"{checkpoint}: expected the {saved} processes of the run, got {processes}; launch as many"
-        )
+    with ExitStack() as held:
+        if trainer.is_world_process_zero():
+            output.mkdir(parents=True, exist_ok=True)
+            claim(output, held)
+            prepare(output, recipe, checkpoint)
+        trainer.accelerator.wait_for_everyone()
+        _run(trainer, stop, output, checkpoint)
+        return _finish(trainer, recipe, output)
 
 
 def _trainer(recipe: Recipe, corpus: Corpus, on_progress: OnProgress | None) -> RecipeTrainer:
@@ -142,15 +101,6 @@ def _refuse_fsdp(trainer: RecipeTrainer) -> None:
         raise ValueError(
             "accelerate: expected one process or DDP, got FSDP; launch without an FSDP configuration"
         )
-
-
-def _prepare(output: Path, recipe: Recipe, checkpoint: Path | None) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    if checkpoint is not None:
-        remove_incomplete(output)
-        for name in (LOG, TIMING):
-            truncate_log(output / name, checkpoint_step(checkpoint))
-    save_recipe(recipe, output / RECIPE)
 
 
 def _run(trainer: RecipeTrainer, stop: StopRequest, output: Path, checkpoint: Path | None) -> None:
