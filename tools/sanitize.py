@@ -22,8 +22,8 @@ DEBUGGING = "-O1 -g -fno-omit-frame-pointer"
 SANITIZERS = f"{DEBUGGING} -fsanitize=address,undefined -fno-sanitize-recover=undefined"
 # reports of a process that ends at once must get through, and slow tools may take their time
 PYTEST = (sys.executable, "-m", "pytest", "-n", "0", "--capture=sys", "-o", "timeout=0")
-# without those that measure or limit memory or fork, which the sanitizers disturb, and those that take emulated
-# instructions, for which they take hours
+# without those that measure or limit memory or fork, which the sanitizers disturb, and those of emulated
+# instructions, which take hours with them
 SANITIZED_TESTS = (
     "-k",
     "(cpu or fuzz) and not grow and not forked and not peak and not too_large and not emulated",
