@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -10,9 +9,11 @@ from torch import Tensor
 from torch.nn.functional import gelu, linear, pad, silu
 from torch.overrides import TorchFunctionMode
 
+from trisparse.scoped import Scoped
+
 # rows of every product with a weight: a library may add up a row in another order among other numbers of rows
 _ROWS = 64
-_ENABLED = ContextVar("trisparse_batch_invariant", default=False)
+_ENABLED = Scoped("trisparse_batch_invariant", False)
 
 
 @contextmanager
@@ -27,12 +28,8 @@ def batch_invariant() -> Iterator[None]:
     Attention of a row never depends on its neighbours in the batch, inside or outside. Holds for the CPU
     kernels on one machine and number of threads, and for this thread and what it awaits.
     """
-    token = _ENABLED.set(True)
-    try:
-        with _SameBits():
-            yield
-    finally:
-        _ENABLED.reset(token)
+    with _ENABLED.set(True), _SameBits():
+        yield
 
 
 def is_batch_invariant() -> bool:

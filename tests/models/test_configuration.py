@@ -40,8 +40,11 @@ YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_
         ({"rope_parameters": YARN | {"factor": "4"}}, r"^rope_parameters: expected a number for factor"),
         (
             {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
-            r"^rope_parameters: .*partial_rotary_factor=0.5",
+            r"^rope_parameters: expected partial_rotary_factor 1.0",
         ),
+        ({"rope_parameters": YARN | {"truncate": False}}, r"^rope_parameters: expected truncate True"),
+        ({"rope_parameters": YARN | {"mscale": 0.7}}, r"^rope_parameters: expected mscale None"),
+        ({"rope_parameters": YARN | {"factor": float("nan")}}, r"^factor: expected at least 1"),
         ({"num_attention_heads": 0}, r"^num_attention_heads: expected at least 1, got 0"),
         ({"backend": "cuda"}, r"^backend: expected auto, reference, torch, cpu, triton; got 'cuda'"),
     ],

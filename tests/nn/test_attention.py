@@ -226,7 +226,10 @@ def test_cache_of_full_attention_is_refused() -> None:
     ("settings", "message"),
     [
         ({"num_kv_groups": 3}, r"^num_kv_groups: expected a divisor of num_heads=4, got 3"),
-        ({"num_kv_groups": 0}, r"^num_kv_groups: expected a divisor of num_heads=4, got 0"),
+        ({"num_kv_groups": 0}, r"^num_kv_groups: expected at least 1, got 0"),
+        ({"head_dim": 0}, r"^head_dim: expected at least 1, got 0"),
+        ({"value_dim": 0}, r"^value_dim: expected at least 1, got 0"),
+        ({"hidden_size": 0}, r"^hidden_size: expected at least 1, got 0"),
         ({"compressed_rope": "first"}, r"^compressed_rope: expected 'block' or 'none', got 'first'"),
         ({"rope": Rope(dim=6)}, r"^rope: expected at most head_dim=4 channels, got 6"),
         ({"compressor": "max"}, r"^compressor: expected .*got 'max'"),
@@ -237,3 +240,36 @@ def test_sizes_that_do_not_fit_are_refused(settings: dict[str, Any], message: st
     sizes = {"hidden_size": HIDDEN, "num_heads": 4, "num_kv_groups": 2, "head_dim": 4}
     with pytest.raises(ValueError, match=message):
         NativeSparseAttention(**(sizes | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_heads": 4.0}, r"^num_heads: expected an int, got float 4.0"),
+        ({"num_kv_groups": True}, r"^num_kv_groups: expected an int, got bool True"),
+        ({"rope": 8}, r"^rope: expected a Rope or None, got int"),
+        ({"config": {"window": 3}}, r"^config: expected a SparseConfig, got dict"),
+    ],
+)
+def test_settings_of_another_type_are_refused(settings: dict[str, Any], message: str) -> None:
+    """Guards against layers that are something else than was written."""
+    sizes = {"hidden_size": HIDDEN, "num_heads": 4, "num_kv_groups": 2, "head_dim": 4}
+    with pytest.raises(TypeError, match=message):
+        NativeSparseAttention(**(sizes | settings))
+
+
+@pytest.mark.parametrize(
+    ("hidden", "padding", "message"),
+    [
+        ([1.0, 2.0], None, r"^hidden: expected a torch.Tensor, got list"),
+        (torch.zeros(5, HIDDEN), None, rf"^hidden: expected \[B, T, {HIDDEN}\], got \[5, {HIDDEN}\]"),
+        (torch.zeros(1, 5, HIDDEN + 1), None, rf"^hidden: expected \[B, T, {HIDDEN}\]"),
+        (torch.zeros(2, 5, HIDDEN).double(), 3, r"^padding: expected a list of ints, got int"),
+        (torch.zeros(2, 5, HIDDEN).double(), [0.5, 1.0], r"^padding: expected ints, got float 0.5"),
+        (torch.zeros(2, 5, HIDDEN).double(), [True, False], r"^padding: expected ints, got bool True"),
+    ],
+)
+def test_calls_that_do_not_fit_are_refused(hidden: Any, padding: Any, message: str) -> None:
+    """Guards against errors from inside of a product, which name nothing that the caller gave."""
+    with pytest.raises((TypeError, ValueError), match=message):
+        make_layer()(hidden, padding=padding)

@@ -120,9 +120,17 @@ def test_yarn_of_factor_one_changes_nothing() -> None:
     [
         (lambda: Rope(dim=3), r"^dim: expected an even number.*got 3"),
         (lambda: Rope(dim=0), r"^dim: expected an even number.*got 0"),
-        (lambda: Rope(dim=4, theta=1.0), r"^theta: expected more than 1, got 1.0"),
-        (lambda: Yarn(factor=0.5, original_length=8), r"^factor: expected at least 1, got 0.5"),
-        (lambda: Yarn(factor=2.0, original_length=0), r"^original_length: expected at least 1, got 0"),
+        (lambda: Rope(dim=4, theta=1.0), r"^theta: expected more than 1, and finite, got 1.0"),
+        (lambda: Rope(dim=4, theta=math.nan), r"^theta: expected more than 1, and finite, got nan"),
+        (lambda: Yarn(factor=0.5, original_length=8), r"^factor: expected at least 1, and finite, got 0.5"),
+        (lambda: Yarn(factor=math.nan, original_length=8), r"^factor: expected .*got nan"),
+        (lambda: Yarn(factor=2.0, original_length=0), r"^original_length: expected at least 1"),
+        (lambda: Yarn(factor=2.0, original_length=8, beta_slow=0.0), r"^beta_slow: expected more than 0"),
+        (lambda: Yarn(factor=2.0, original_length=8, beta_fast=1.0), r"^beta_fast: expected more than beta_"),
+        (
+            lambda: Yarn(factor=2.0, original_length=8, attention_factor=math.inf),
+            r"^attention_factor: expected more than 0, and finite",
+        ),
     ],
 )
 def test_impossible_sizes_are_refused(make: Any, message: str) -> None:

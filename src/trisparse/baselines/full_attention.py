@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from trisparse import api, validate
+from trisparse import api
 from trisparse.config import SparseConfig
 from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import DenseCache
 from trisparse.nn.gates import Gates
-from trisparse.nn.heads import check_heads
+from trisparse.nn.heads import check_call, check_sizes
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
 
@@ -42,7 +42,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, query_start: int
         key.transpose(1, 2),
         value.transpose(1, 2),
         attn_mask=mask,
-        is_causal=num_rows == num_tokens,
+        # and not "as many rows as tokens", which is no bool where torch.compile keeps lengths open
+        is_causal=mask is None,
         enable_gqa=True,
     )
     return out.transpose(1, 2)[..., :value_dim]
@@ -86,7 +87,15 @@ class FullAttention(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        check_heads(num_heads, num_kv_groups, head_dim, rope)
+        check_sizes(
+            rope,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            num_kv_groups=num_kv_groups,
+            head_dim=head_dim,
+            value_dim=head_dim if value_dim is None else value_dim,
+        )
+        self.hidden_size = hidden_size
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.rope = rope
@@ -109,24 +118,28 @@ class FullAttention(nn.Module):
         padding: Sequence[int] | None = None,
     ) -> Tensor:
         """As NativeSparseAttention.forward: [B, T, hidden_size] -> [B, T, hidden_size]."""
-        if cu_seqlens is not None and (cache is not None or padding is not None):
-            raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
-        if cache is not None and not isinstance(cache, DenseCache):
-            raise TypeError(f"cache: expected a DenseCache, got {type(cache).__name__}")
-        validate.packed(cu_seqlens, hidden, hidden.shape[1])
+        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding)
+        if cache is not None:
+            return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if cu_seqlens is not None:
             bounds = cu_seqlens.tolist()
             runs = zip(bounds, bounds[1:], strict=False)
             out = torch.cat([self._attend([x[:, a:b] for x in tensors]) for a, b in runs], dim=1)
         else:
-            counts = check_padding(padding, *hidden.shape[:2])
-            new = [hidden.shape[1] - skip for skip in counts]
-            if cache is not None:
-                cache.reserve(dict(zip(("key", "value"), tensors[1:], strict=True)), new)
-            out = without_padding(partial(self._attend, cache=cache), tensors, counts)
-            if cache is not None:
-                cache.commit(new)
+            out = without_padding(self._attend, tensors, check_padding(padding, *hidden.shape[:2]))
+        return self._finish(out, hidden)
+
+    @torch.no_grad()
+    def _forward_cached(self, hidden: Tensor, cache: DenseCache, padding: Sequence[int] | None) -> Tensor:
+        if not isinstance(cache, DenseCache):
+            raise TypeError(f"cache: expected a DenseCache, got {type(cache).__name__}")
+        counts = check_padding(padding, *hidden.shape[:2])
+        new = [hidden.shape[1] - skip for skip in counts]
+        tensors = self._project(hidden)
+        cache.reserve(dict(zip(("key", "value"), tensors[1:], strict=True)), new)
+        out = without_padding(partial(self._attend, cache=cache), tensors, counts)
+        cache.commit(new)
         return self._finish(out, hidden)
 
     def step(self, hidden: Tensor, cache: DenseCache, starts: Tensor) -> Tensor:

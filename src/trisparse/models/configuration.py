@@ -31,8 +31,9 @@ _ROPE_NUMBERS = (
     "beta_fast",
     "beta_slow",
     "attention_factor",
-    "partial_rotary_factor",
 )
+# keys of transformers that would change the rotation, and the only value that we compute
+_ROPE_FIXED = {"partial_rotary_factor": 1.0, "truncate": True, "mscale": None, "mscale_all_dim": None}
 
 
 @strict
@@ -162,11 +163,11 @@ class TrisparseConfig(PreTrainedConfig):
             number = parameters.get(name)
             if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
                 raise ValueError(f"rope_parameters: expected a number for {name}, got {number!r}")
-        if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
-            raise ValueError(
-                "rope_parameters: expected all features to be rotated, got partial_rotary_factor="
-                f"{parameters['partial_rotary_factor']}"
-            )
+        for name, meant in _ROPE_FIXED.items():
+            if parameters.get(name, meant) != meant and parameters[name] is not None:
+                raise ValueError(
+                    f"rope_parameters: expected {name} {meant}, the only one there is, got {parameters[name]}"
+                )
         yarn = None
         if kind == "yarn":
             if "factor" not in parameters:

@@ -14,7 +14,7 @@ from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import STEP, SparseCache
 from trisparse.nn.compressor import Compressor, CompressorKind
 from trisparse.nn.gates import Gates
-from trisparse.nn.heads import check_heads
+from trisparse.nn.heads import check_call, check_sizes
 from trisparse.nn.probe import Observation, current_record
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
@@ -46,7 +46,7 @@ class NativeSparseAttention(nn.Module):
         recompute, backend: as in `sparse_attention`.
 
     Raises:
-        ValueError: sizes that do not fit each other.
+        TypeError, ValueError: sizes that do not fit each other; the message begins with the argument's name.
     """
 
     def __init__(
@@ -67,12 +67,21 @@ class NativeSparseAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_heads(num_heads, num_kv_groups, head_dim, rope)
+        check_sizes(
+            rope,
+            hidden_size=hidden_size,
+            num_heads=num_heads,
+            num_kv_groups=num_kv_groups,
+            head_dim=head_dim,
+            value_dim=head_dim if value_dim is None else value_dim,
+        )
         if compressed_rope not in ("block", "none"):
             raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
+        self.hidden_size = hidden_size
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
         self.value_dim = head_dim if value_dim is None else value_dim
         self.config = SparseConfig() if config is None else config
+        validate.sizes(self.config)
         self.shared_kv, self.rope, self.compressed_rope = shared_kv, rope, compressed_rope
         self.layer, self.recompute, self.backend = layer, recompute, backend
         num_sets = 1 if shared_kv else 3
@@ -99,39 +108,40 @@ class NativeSparseAttention(nn.Module):
         """Attend `hidden` [B, T, hidden_size] to itself and to what `cache` holds -> [B, T, hidden_size].
 
         Args:
-            cache: decode state, extended in place by the T new tokens; they may be any number. No gradient
-                flows through it.
+            cache: decode state, extended in place by the T new tokens; they may be any number. The outputs
+                then have no gradient, because none could reach what the cache holds. Keep such calls out of
+                torch.compile, as the language model does: lengths are counted on the host.
             cu_seqlens: int32 bounds of documents packed into B = 1; not together with `cache` or `padding`.
             padding: left-padding tokens of each row; they are skipped, and their outputs are 0.
 
         Raises:
-            ValueError: a cache of another layer shape, dtype, device or batch size, or without room.
+            TypeError, ValueError: arguments of another type or shape; a cache of another layer shape, dtype,
+                device or batch size, or without room.
         """
-        if cu_seqlens is not None and (cache is not None or padding is not None):
-            raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
-        # before the bounds cut anything
-        validate.packed(cu_seqlens, hidden, hidden.shape[1])
+        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding)
+        if cache is not None:
+            return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
-        if cache is None and padding is None:
+        if padding is None:
             out = self._attend_all(tensors, cu_seqlens)
         else:
             counts = check_padding(padding, *hidden.shape[:2])
-            if cache is None:
-                out = without_padding(lambda rows, _: self._attend_all(rows, None), tensors, counts)
-            else:
-                out = self._attend_with(cache, tensors, counts)
+            out = without_padding(lambda rows, _: self._attend_all(rows, None), tensors, counts)
         return self.o_proj(out.flatten(2))
 
-    def _attend_with(self, cache: SparseCache, tensors: list[Tensor], padding: list[int]) -> Tensor:
-        """New tokens [B, T, ...] after what the cache holds, which then holds them too: [B, T, H, E]."""
-        counts = [tensors[0].shape[1] - skip for skip in padding]
+    @torch.no_grad()
+    def _forward_cached(self, hidden: Tensor, cache: SparseCache, padding: Sequence[int] | None) -> Tensor:
+        """`forward` after what the cache holds, which then holds the new tokens too."""
+        skips = check_padding(padding, *hidden.shape[:2])
+        counts = [hidden.shape[1] - skip for skip in skips]
+        tensors = self._project(hidden)
         self._reserve(cache, tensors, counts)
         late: list[tuple[slice, dict[str, Tensor]]] = []
-        out = without_padding(partial(self._attend_cached, cache, late), tensors, padding)
+        out = without_padding(partial(self._attend_cached, cache, late), tensors, skips)
         for rows, near in late:
             cache.write(rows, near)
         cache.commit(counts)
-        return out
+        return self.o_proj(out.flatten(2))
 
     def _reserve(self, cache: SparseCache, tensors: list[Tensor], counts: list[int]) -> None:
         """Room for counts[b] more tokens in each row, or an error that leaves the cache as it was."""

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from trisparse import validate
 from trisparse.config import SparseConfig
 from trisparse.nn.buffer import TokenBuffer
 
@@ -172,6 +173,7 @@ class SparseCache(BatchCache):
     ) -> None:
         super().__init__(capacity)
         _check_count("max_rollback", max_rollback)
+        validate.sizes(config)
         self.config, self.shared, self.max_rollback = config, shared, max_rollback
 
     def new_buffers(self) -> dict[str, TokenBuffer]:

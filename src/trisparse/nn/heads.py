@@ -1,11 +1,44 @@
-"""Sizes of heads, checked alike for every attention layer."""
+"""Sizes and calls of attention layers, checked alike for all of them."""
 
+from typing import Any
+
+from torch import Tensor
+
+from trisparse import validate
 from trisparse.nn.rope import Rope
 
 
-def check_heads(num_heads: int, num_kv_groups: int, head_dim: int, rope: Rope | None) -> None:
-    """Raise ValueError unless groups divide heads and rope fits a head."""
-    if num_kv_groups < 1 or num_heads % num_kv_groups:
-        raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
+def check_sizes(rope: Any, **sizes: Any) -> None:
+    """All `sizes` of a layer are ints of at least 1, its groups divide its heads, and `rope` fits a head.
+
+    Raises:
+        TypeError, ValueError: they are not; the message begins with the argument's name.
+    """
+    for name, size in sizes.items():
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise TypeError(f"{name}: expected an int, got {type(size).__name__} {size!r}")
+        if size < 1:
+            raise ValueError(f"{name}: expected at least 1, got {size}")
+    heads, groups, head_dim = (sizes[name] for name in ("num_heads", "num_kv_groups", "head_dim"))
+    if heads % groups:
+        raise ValueError(f"num_kv_groups: expected a divisor of num_heads={heads}, got {groups}")
+    if rope is not None and not isinstance(rope, Rope):
+        raise TypeError(f"rope: expected a Rope or None, got {type(rope).__name__}")
     if rope is not None and rope.dim > head_dim:
         raise ValueError(f"rope: expected at most head_dim={head_dim} channels, got {rope.dim}")
+
+
+def check_call(hidden: Any, hidden_size: int, cu_seqlens: Any, cache: Any, padding: Any) -> None:
+    """`hidden` is [B, T, hidden_size], and packed documents come with neither cache nor padding.
+
+    Raises:
+        TypeError, ValueError: they do; the message begins with the argument's name.
+    """
+    if not isinstance(hidden, Tensor):
+        raise TypeError(f"hidden: expected a torch.Tensor, got {type(hidden).__name__}")
+    if hidden.dim() != 3 or hidden.shape[2] != hidden_size:
+        raise ValueError(f"hidden: expected [B, T, {hidden_size}], got {list(hidden.shape)}")
+    if cu_seqlens is not None and (cache is not None or padding is not None):
+        raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+    # before the bounds cut anything
+    validate.packed(cu_seqlens, hidden, hidden.shape[1])

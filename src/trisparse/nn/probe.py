@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from trisparse.scoped import Scoped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,18 +19,15 @@ class Observation:
     select_block: int
 
 
-_RECORD: ContextVar[list[Observation] | None] = ContextVar("trisparse_record", default=None)
+_RECORD: Scoped[list[Observation] | None] = Scoped("trisparse_record", None)
 
 
 @contextmanager
 def recording() -> Iterator[list[Observation]]:
     """Collect an Observation of every NSA layer that runs inside, in order."""
     record: list[Observation] = []
-    token = _RECORD.set(record)
-    try:
+    with _RECORD.set(record):
         yield record
-    finally:
-        _RECORD.reset(token)
 
 
 def current_record() -> list[Observation] | None:

@@ -29,10 +29,16 @@ class Yarn:
     attention_factor: float | None = None
 
     def __post_init__(self) -> None:
-        if self.factor < 1:
-            raise ValueError(f"factor: expected at least 1, got {self.factor}")
-        if self.original_length < 1:
-            raise ValueError(f"original_length: expected at least 1, got {self.original_length}")
+        for name in ("factor", "original_length"):
+            if not 1 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: expected at least 1, and finite, got {getattr(self, name)}")
+        for name in ("beta_fast", "beta_slow", "attention_factor"):
+            number = getattr(self, name)
+            if number is not None and not 0 < number < math.inf:
+                raise ValueError(f"{name}: expected more than 0, and finite, got {number}")
+        fast, slow = self.beta_fast, self.beta_slow
+        if fast <= slow:
+            raise ValueError(f"beta_fast: expected more than beta_slow={slow}, got {fast}")
 
     def amplitude(self) -> float:
         """What cos and sin are multiplied by."""
@@ -63,10 +69,12 @@ class Rope:
     yarn: Yarn | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.dim, bool) or not isinstance(self.dim, int):
+            raise TypeError(f"dim: expected an int, got {type(self.dim).__name__} {self.dim!r}")
         if self.dim < 2 or self.dim % 2:
             raise ValueError(f"dim: expected an even number of channels, at least 2, got {self.dim}")
-        if self.theta <= 1:
-            raise ValueError(f"theta: expected more than 1, got {self.theta}")
+        if not 1 < self.theta < math.inf:
+            raise ValueError(f"theta: expected more than 1, and finite, got {self.theta}")
 
     def tables(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """cos and sin, fp32 [..., dim / 2], for integer positions [...]."""
