@@ -85,3 +85,23 @@ def test_without_a_compiler_auto_warns_once_and_cpu_says_why(tmp_path):
     assert len(warnings) == 1
     assert "backend 'auto' is 'torch', which is slower than 'cpu': no C++ compiler" in warnings[0]
     assert done.stdout.startswith("backend: 'cpu' cannot run here: no C++ compiler")
+
+
+def test_forced_instructions_that_cannot_run_are_an_error_for_auto_too():
+    """Guards a comparison of instruction sets against another backend in the place of one of them."""
+    code = (
+        "import torch, trisparse\n"
+        "x = torch.randn(1, 40, 2, 8)\n"
+        "try:\n    trisparse.window_attention(x, x, x, trisparse.SparseConfig())\n"
+        "except NotImplementedError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TRISPARSE_CPU_INSTRUCTIONS": "none_such"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "backend: 'auto' cannot do what TRISPARSE_CPU_INSTRUCTIONS asks for: " in done.stdout

@@ -100,3 +100,11 @@ def test_other_shape_dtype_or_specials_are_infinitely_wrong() -> None:
     assert error_ratio(low.half(), low, gold) == math.inf
     assert error_ratio(-low, low, gold) == math.inf
     assert error_ratio(torch.full_like(low, math.nan), low, gold) == math.inf
+
+
+def test_reference_that_overflows_allows_nothing() -> None:
+    """Guards against a number that nothing is compared with, which passed whatever it was."""
+    gold = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    for low in (torch.tensor([0.5, math.nan]), torch.full((2,), math.inf)):
+        assert error_ratio(gold.float(), low, gold) == 0
+        assert error_ratio(torch.tensor([0.5, 1e9]), low, gold) > 1

@@ -49,6 +49,21 @@ def test_decoded_tokens_are_taken_back(attention: str):
     assert [state.lengths for state in session.states] == [[200]] * len(session.states)
 
 
+def test_first_calls_are_no_part_of_a_time(monkeypatch: pytest.MonkeyPatch):
+    """Guards against a build of kernels that counts as reading, for the contender that comes first."""
+    calls: list[int] = []
+    forward = generate._Session._forward
+
+    def recorded(session: generate._Session, count: int) -> None:
+        calls.append(count)
+        forward(session, count)
+
+    monkeypatch.setattr(generate._Session, "_forward", recorded)
+    session = generate._Session("tiny", "nsa", torch.float32, 50)
+    assert calls == [256, 1]
+    assert session.cache.get_seq_length() == 0
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

@@ -67,6 +67,8 @@ def test_help_needs_no_torch_and_is_quick(verb: str) -> None:
         (("bench", "attention", "--lengths", "12,many"), "lengths"),
         (("bench", "attention", "--dtype", "float8"), "dtype"),
         (("bench", "attention", "--lengths", "64", "--backends", "cuda"), "backend"),
+        (("bench", "attention", "--lengths", "64", "--device", "tpu"), "device"),
+        (("bench", "decode", "--lengths", "64", "--device", "tpu"), "device"),
         (("bench", "attention", "--lengths", "64", "--backends", "triton"), "triton"),
         (("bench", "decode", "--lengths", "64", "--batch", "4,many"), "batch"),
         (("bench", "decode", "--lengths", "64", "--new-tokens", "65"), "new_tokens"),

@@ -232,3 +232,12 @@ def test_ranks_of_the_reference_give_its_ids():
     best = ranks.sort(dim=-1, descending=True, stable=True).indices[..., :3].sort(dim=-1).values
     late = slice(48, None)
     assert torch.equal(best[:, late].int(), ids[:, late])
+
+
+def test_reference_that_overflows_allows_nothing():
+    """Guards against a number that nothing is compared with, which passed whatever it was."""
+    gold = torch.tensor([0.5, 0.25], dtype=torch.float64)
+    low = torch.full((2,), float("nan"))
+    assert_within_budget("right", gold.float(), low, gold)
+    with pytest.raises(AssertionError, match="worst error"):
+        assert_within_budget("wrong", torch.tensor([0.5, 1e9]), low, gold)

@@ -18,6 +18,21 @@ def numbers(name: str, text: str) -> list[int]:
         raise ValueError(f"{name}: expected whole numbers separated by commas, got {text!r}") from None
 
 
+def device_named(name: str) -> str:
+    """`name`, a device that benchmarks take and that is here.
+
+    Raises:
+        ValueError: it is not.
+    """
+    import torch
+
+    if name not in ("cpu", "cuda"):
+        raise ValueError(f"device: expected cpu or cuda, got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: expected cpu, for torch sees no GPU; got 'cuda'")
+    return name
+
+
 def dtype_named(name: str) -> "torch.dtype":
     """`bfloat16` as `torch.bfloat16`.
 

@@ -6,15 +6,16 @@ from typing import Annotated
 import typer
 
 from trisparse.cli import bench_decode, bench_generate
-from trisparse.cli.arguments import dtype_named, numbers
+from trisparse.cli.arguments import device_named, dtype_named, numbers
 from trisparse.cli.output import print_rows
 
-app = typer.Typer(help="Measure speed; what misses its correctness check gets no time.", no_args_is_help=True)
+_HELP = "Measure speed; attention and decode steps that miss their correctness check get no time."
+app = typer.Typer(help=_HELP, no_args_is_help=True)
 
 
 @app.callback()
 def bench() -> None:
-    """Measure speed; what misses its correctness check gets no time."""
+    """Measure speed; attention and decode steps that miss their correctness check get no time."""
 
 
 app.command("decode")(bench_decode.decode)
@@ -61,7 +62,7 @@ def attention(
         directions=directions.split(","),
         samples=samples,
         seconds_per_case=seconds,
-        device=device,
+        device=device_named(device),
         on_row=row_keeper(
             output,
             ATTENTION_COLUMNS,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trisparse.cli.arguments import dtype_named, numbers
+from trisparse.cli.arguments import device_named, dtype_named, numbers
 from trisparse.cli.output import print_rows
 
 
@@ -48,7 +48,7 @@ def decode(
         backends=backends.split(","),
         samples=samples,
         seconds_per_case=seconds,
-        device=device,
+        device=device_named(device),
         on_row=row_keeper(
             output, COLUMNS, lambda row: f"{row['case']} {row['backend']}: {row['median_ms'] or 'failed'}"
         ),
