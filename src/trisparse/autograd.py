@@ -166,7 +166,8 @@ class _GatedSum(torch.autograd.Function):
         total = branches[0].to(dtype) * wide[..., 0, None]
         for index, branch in enumerate(branches[1:], start=1):
             total = torch.addcmul(total, branch.to(dtype), wide[..., index, None])
-        return total.to(branches[0].dtype)
+        # a conversion to what it is already would lose the gradients where torch.compile (2.11) traces it
+        return total if total.dtype == branches[0].dtype else total.to(branches[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:

@@ -110,7 +110,7 @@ def _remember(signature: tuple[Any, ...] | None, step: _Step) -> None:
 
 def _has_kernels(backend: str, num_rows: int) -> bool:
     """Whether its operator takes so many new tokens at once. The CPU's takes any, in either mode."""
-    few = num_rows <= _GPU_ROWS and not is_batch_invariant()
+    few = 0 < num_rows <= _GPU_ROWS and not is_batch_invariant()
     return backend == "cpu" or (backend == "triton" and few)
 
 

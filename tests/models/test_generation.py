@@ -80,13 +80,14 @@ def test_generation_goes_on_with_a_cache_it_is_given() -> None:
     assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
 
 
-def test_cropped_cache_goes_on_as_if_the_tokens_never_came() -> None:
-    """Guards speculative decoding through the cache of transformers."""
+@pytest.mark.parametrize("number", [int, torch.tensor], ids=["int", "tensor"])
+def test_cropped_cache_goes_on_as_if_the_tokens_never_came(number: Any) -> None:
+    """Guards speculative decoding through the cache of transformers, 5.17 of which crops by tensors."""
     model, ids = model_of("mixed"), ids_of(2, 20)
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
         model(torch.cat([ids[:, :11], ids_of(2, 6, seed=3)], dim=1), past_key_values=cache)
-        cache.crop(-6)
+        cache.crop(number(-6))
         assert cache.get_seq_length() == 11
         out = model(ids[:, 11:], past_key_values=cache).logits
         expected = model(ids, use_cache=False).logits[:, 11:]

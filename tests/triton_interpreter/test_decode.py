@@ -241,3 +241,12 @@ def test_no_compressed_block_and_no_row():
     out, ids = replace(call, tensors=nothing, starts=starts[:0]).run("triton")
     assert out.shape == (0, 3, 4, 40)
     assert ids.shape == (0, 3, 1, 4)
+
+
+def test_no_new_token_gives_no_rows():
+    """Guards against pieces of no tokens, by whose number something is divided."""
+    call = moved(make([5, 3], 3))
+    query, *pairs, gates = call.tensors
+    out, ids = replace(call, tensors=(query[:, :0], *pairs, gates[:, :0])).run("triton")
+    assert out.shape == (2, 0, 4, 40)
+    assert ids.shape == (2, 0, 1, 4)

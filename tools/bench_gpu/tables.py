@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from origin import ORIGIN, SAME, describe_device, facts
+from origin import ORIGIN, describe_device, facts, same_code
 
 from trisparse.bench.cases import Case, dtype_name
 from trisparse.bench.table import append_rows
@@ -35,11 +35,7 @@ class Tables:
         """Case and direction of what earlier runs of this commit measured on this device."""
         path = self.folder / name
         rows = read_rows(path) if path.is_file() else []
-        return {
-            (row["case"], row["direction"])
-            for row in rows
-            if all(row[column] == self.facts[column] for column in SAME)
-        }
+        return {(row["case"], row["direction"]) for row in rows if same_code(row, self.facts)}
 
     def has(self, name: str, case: str, direction: str) -> bool:
         """Whether an earlier run ended this case: its rows were written to the table of this name."""

@@ -28,6 +28,11 @@ def facts(device: torch.device | str) -> dict[str, str]:
     return known
 
 
+def same_code(row: Mapping[str, str], known: Mapping[str, str]) -> bool:
+    """Was a row measured by this code on this device? Of an unknown commit nobody can tell."""
+    return known["commit"] != UNKNOWN and all(row[name] == known[name] for name in SAME)
+
+
 def describe_device(folder: Path, known: Mapping[str, str]) -> str:
     """What nvidia-smi says, written down; nothing is measured on a device that nobody named."""
     lines = [f"date: {datetime.now(UTC).isoformat(timespec='seconds')}"]

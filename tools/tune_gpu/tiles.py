@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from kernels import Kernel
-from origin import ORIGIN, SAME
+from origin import ORIGIN, same_code
 from problem import Problem
 
 from trisparse.bench.cases import Case
@@ -60,7 +60,7 @@ class Tiles:
     def __init__(self, path: Path, facts: Mapping[str, str]) -> None:
         self.path, self._facts = path, facts
         rows = read_rows(path) if path.is_file() else []
-        self.rows: Rows = [row for row in rows if all(row[name] == facts[name] for name in SAME)]
+        self.rows: Rows = [row for row in rows if same_code(row, facts)]
 
     def find(self, kernel: Kernel, problem: Problem, tile: Tile) -> dict[str, str] | None:
         """The row of a tile, if it was tried."""

@@ -52,6 +52,8 @@ class TrisparseCacheLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens of every row, here if every layer can."""
+        # transformers 5.17 hands over a tensor
+        tokens_to_remove = int(tokens_to_remove)
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: expected 0 or a negative number, got {tokens_to_remove}")
         if self.state is None or not tokens_to_remove:

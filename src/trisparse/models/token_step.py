@@ -124,10 +124,12 @@ class TokenStep:
     def _run(self) -> Tensor:
         if self._ids.device.type != "cuda":
             return self._program()
-        if self._replay is None:
-            self._replay = self._captured()
-        # the next step writes over it
-        return self._replay().clone()
+        # streams and graphs belong to the current device, which need not be the model's
+        with torch.cuda.device(self._ids.device):
+            if self._replay is None:
+                self._replay = self._captured()
+            # the next step writes over it
+            return self._replay().clone()
 
     def _captured(self) -> Callable[[], Tensor]:
         """The program as a graph. It does the same as often as it runs, until `_starts` moves on."""

@@ -43,7 +43,7 @@ def compressed_backward(
     A block that no row sees gets 0, and so does a row that sees no block.
     """
     place = compressed_place(query, key, config, scale, cu_seqlens, query_start)
-    grad_query = query.new_empty(query.shape)
+    grad_query = place.new_rows(query, *query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
     band = block_band(config)

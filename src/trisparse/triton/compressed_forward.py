@@ -81,9 +81,8 @@ def compressed_forward(
         out [B, Tq, H, E] in the query's dtype and lse [B, Tq, H], natural, fp32; 0 and -inf for a row that
         sees no block.
     """
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     place = compressed_place(query, key, config, scale, cu_seqlens, query_start)
+    out, lse = place.new_results(query, value.shape[3])
     attend_compressed(query, key, value, out, lse, place)
     return out, lse
 

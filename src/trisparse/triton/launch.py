@@ -54,6 +54,22 @@ class Place:
     query_start: int
     packed: PackedSequences | None
 
+    def new_rows(self, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Memory for numbers of query rows, which kernels fill.
+
+        On a GPU nobody looks whether documents cover all rows; those outside of them, which no program
+        visits, have 0.
+        """
+        memory = like.new_empty(shape, dtype=dtype or like.dtype)
+        return memory if self.packed is None else memory.zero_()
+
+    def new_results(self, query: Tensor, value_dim: int) -> tuple[Tensor, Tensor]:
+        """Memory for an output [B, Tq, H, E] and its log-sum-exp [B, Tq, H], -inf outside of documents."""
+        lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+        if self.packed is not None:
+            lse.fill_(-torch.inf)
+        return self.new_rows(query, *query.shape[:3], value_dim), lse
+
 
 class Tile(NamedTuple):
     """One pinned configuration: rows of queries (tokens x heads), keys, warps, pipeline stages."""

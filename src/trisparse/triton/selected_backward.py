@@ -105,7 +105,7 @@ def selected_backward(
     A token that no row sees gets 0.
     """
     place = selected_place(query, key, config, scale, cu_seqlens, query_start)
-    grad_query = query.new_empty(query.shape)
+    grad_query = place.new_rows(query, *query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, usable_ids(ids, place), lse.contiguous(), delta, None
     selected_query_gradient(*inputs, None, grad_query, place)

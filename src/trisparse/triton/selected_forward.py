@@ -189,9 +189,8 @@ def selected_forward(
         out [B, Tq, H, E] in the query's dtype and lse [B, Tq, H], natural, fp32; 0 and -inf for a row without
         a usable id.
     """
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     place = selected_place(query, key, config, scale, cu_seqlens, query_start)
+    out, lse = place.new_results(query, value.shape[3])
     attend_selected(query, key, value, usable_ids(ids, place), out, lse, place)
     return out, lse
 

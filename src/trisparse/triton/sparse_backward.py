@@ -94,7 +94,7 @@ def sparse_backward(
     call = sparse_call(query, *pairs, gates, config, scale, cu_seqlens, query_start)
     lse = lse.contiguous()
     grad_gates, delta = combine_backward(grad_out, branches, gates)
-    grad_query = query.new_empty(query.shape)
+    grad_query = call.place.new_rows(query, *query.shape)
     for chunk in call.chunks(_total_bytes(query)):
         some_lse, some_delta = ([chunk.of(x) for x in numbers] for numbers in (lse, delta))
         rows = (chunk.of(grad_out), chunk.of(ids), some_lse, some_delta, chunk.of(grad_query))
@@ -125,7 +125,7 @@ def sparse_recompute_backward(
     pairs = (key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win)
     call = sparse_call(query, *pairs, gates, config, scale, cu_seqlens, query_start)
     lse, delta = call.new_row_numbers(), call.new_row_numbers()
-    grad_query, grad_gates = query.new_empty(query.shape), gates.new_empty(gates.shape)
+    grad_query, grad_gates = call.place.new_rows(query, *query.shape), gates.new_empty(gates.shape)
     for chunk in call.chunks(call.branch_bytes + _total_bytes(query)):
         some_lse, some_delta = ([chunk.of(x) for x in numbers] for numbers in (lse, delta))
         rows = (chunk.of(grad_out), chunk.of(ids), some_lse, some_delta)

@@ -71,11 +71,11 @@ class SparseCall:
 
     def new_branches(self) -> Tensor:
         """Memory for outputs [3, B, Tq, H, E]."""
-        return self.query.new_empty(3, *self.query.shape[:3], self.selected[1].shape[3])
+        return self.place.new_rows(self.query, 3, *self.query.shape[:3], self.selected[1].shape[3])
 
     def new_row_numbers(self) -> Tensor:
         """Memory for a number of each branch, row and head, fp32 [3, B, Tq, H]."""
-        return self.query.new_empty(3, *self.query.shape[:3], dtype=torch.float32)
+        return self.place.new_rows(self.query, 3, *self.query.shape[:3], dtype=torch.float32)
 
     def attend(self, ids: Tensor | None, branches: Tensor, lse: Sequence[Tensor]) -> Tensor:
         """Fill `branches` and their log-sum-exps, three of [B, Tq, H], all contiguous.

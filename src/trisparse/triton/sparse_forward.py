@@ -30,9 +30,8 @@ def compressed_select_forward(
     Returns:
         out [B, Tq, H, E], lse [B, Tq, H] and ids int32 [B, Tq, G, S], bit for bit those of `select_blocks`.
     """
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     place = compressed_place(query, key, config, scale, cu_seqlens, query_start)
+    out, lse = place.new_results(query, value.shape[3])
     attend_compressed(query, key, value, out, lse, place)
     return out, lse, select_blocks_from_lse(query, key, lse, place)
 

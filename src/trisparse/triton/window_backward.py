@@ -37,7 +37,7 @@ def window_backward(
         cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_tokens=key.shape[1]
     )
     place = Place(config=config, scale=scale, query_start=query_start, packed=packed)
-    grad_query = query.new_empty(query.shape)
+    grad_query = place.new_rows(query, *query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
     band = token_band(config)

@@ -51,12 +51,11 @@ def window_forward(
         out [B, Tq, H, E] in the query's dtype and lse [B, Tq, H], natural, fp32; 0 and -inf for a row that
         sees no token.
     """
-    out = query.new_empty(*query.shape[:3], value.shape[3])
-    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
     packed = packed_sequences(
         cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_tokens=key.shape[1]
     )
     place = Place(config=config, scale=scale, query_start=query_start, packed=packed)
+    out, lse = place.new_results(query, value.shape[3])
     attend_window(query, key, value, out, lse, place)
     return out, lse
 
