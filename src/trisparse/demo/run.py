@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 from trisparse.demo import measure
@@ -11,6 +12,7 @@ from trisparse.demo.plan import ATTENTIONS, DemoPlan
 from trisparse.files import write_whole
 from trisparse.report.rows import Rows, write_rows
 from trisparse.train.checkpoint import latest_checkpoint, remove_incomplete
+from trisparse.train.folder import claim
 from trisparse.train.progress import show_progress
 from trisparse.train.trainer import train
 
@@ -39,7 +41,10 @@ def _train(plan: DemoPlan, attention: str, say: Say) -> None:
 
 def _discard_unresumable(folder: Path) -> None:
     """A run stopped before its first checkpoint was whole holds nothing to go on from: begin it anew."""
-    if folder.is_dir() and latest_checkpoint(folder) is None and not (folder / "model").is_dir():
+    if not folder.is_dir() or latest_checkpoint(folder) is not None or (folder / "model").is_dir():
+        return
+    with ExitStack() as held:
+        claim(folder, held)
         for name in ("log.jsonl", "timing.jsonl", "recipe.yaml"):
             (folder / name).unlink(missing_ok=True)
         remove_incomplete(folder)

@@ -37,6 +37,7 @@ def refuse_inside(output: Path, data: str) -> None:
 
 
 def refuse_used(output: Path) -> None:
+    """A run does not begin over another one."""
     if output.exists() and not output.is_dir():
         raise ValueError(f"output: expected a folder, got the file {str(output)!r}; give another name")
     found = [name for name in (RECIPE, LOG, TIMING, MODEL) if (output / name).exists()]
@@ -63,6 +64,7 @@ def claim(output: Path, held: ExitStack) -> None:
 
 
 def checked_checkpoint(output: Path, recipe: Recipe, fingerprint: str) -> Path:
+    """The newest checkpoint, from which a run by `recipe` can go on exactly."""
     checkpoint = latest_checkpoint(output)
     if checkpoint is None:
         raise CheckpointError(
@@ -102,6 +104,7 @@ def check_processes(checkpoint: Path, processes: int) -> None:
 
 
 def prepare(output: Path, recipe: Recipe, checkpoint: Path | None) -> None:
+    """Take back what came after `checkpoint`, if the run goes on from one, and write its recipe down."""
     if checkpoint is not None:
         remove_incomplete(output)
         for name in (LOG, TIMING):

@@ -52,7 +52,8 @@ template <class Engine>
 Status query_pass(const Call<Engine>& call, PackedCall<Engine>& packed, const RowFacts* facts,
                   const std::vector<int64_t>& first_row) {
   const int64_t chunks = int64_t(call.chunks.size()), threads = call.threads(chunks);
-  const int64_t parts = std::clamp<int64_t>(chunks / (threads * kPartChunks), 1, kParts);
+  const bool packs = call.has(kWindow) && !packed.shared;
+  const int64_t parts = packs ? std::clamp<int64_t>(chunks / (threads * kPartChunks), 1, kParts) : 1;
   for (int64_t part = 0; part < parts; ++part) {
     const TileRange range{chunks * part / parts, chunks * (part + 1) / parts};
     Status status = pack_window(call, kBackwardForms, range, packed);
