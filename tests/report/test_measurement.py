@@ -50,6 +50,25 @@ def test_speedup_is_the_baseline_over_the_case():
     assert case.time.maximum == pytest.approx(6.0 * 1.12 / 0.93, rel=1e-4)
 
 
+def test_speedup_is_over_the_baseline_of_the_same_run():
+    """Guards against times of one day over times of another, which were not taken in turns."""
+    run = [attention_row(name, "forward", 16384) for name in ("sdpa", "cpu")]
+    later = [
+        attention_row("sdpa", "forward", 16384, median_ms="3840", minimum_ms="3840", maximum_ms="3840"),
+        attention_row("torch", "forward", 16384),
+    ]
+    ratios = {case.backend: case.time.median for case in speedups(read_measurements([*run, *later]))}
+    assert ratios["cpu"] == pytest.approx(6.0)
+    assert ratios["torch"] == pytest.approx(3840 / float(later[1]["median_ms"]))
+
+
+def test_instruction_sets_are_lines_of_their_own():
+    """Guards against a slower set that takes the place of a faster one without a word."""
+    sets = [attention_row("cpu", "forward", 1024, instructions=name) for name in ("amx", "portable")]
+    cases = read_measurements([attention_row("sdpa", "forward", 1024), *sets])
+    assert [case.series for case in cases][1:] == ["NSA (cpu), amx", "NSA (cpu), portable"]
+
+
 def test_no_speedup_across_settings():
     cases = read_measurements(
         [attention_row("sdpa", "forward", 1024, dtype="float32"), attention_row("cpu", "forward", 1024)]

@@ -1,6 +1,6 @@
 """Rows of attention.csv: one timed case each, or one that failed its check and has no time."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, replace
 
 from trisparse.report.palette import BACKENDS, identity, rank
@@ -40,7 +40,11 @@ class Spread:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One case of one backend. `time` is in milliseconds, and None where the result failed its check."""
+    """One case of one backend. `time` is in milliseconds, and None where the result failed its check.
+
+    `baseline` is the time of full attention that was measured with it, None where that failed; `paired` is
+    False where there was none.
+    """
 
     backend: str
     direction: str
@@ -48,10 +52,15 @@ class Measurement:
     setting: tuple[str, ...]
     series: str
     time: Spread | None
+    baseline: Spread | None
+    paired: bool
 
 
 def read_measurements(rows: Rows) -> list[Measurement]:
     """The cases by backend, then by length; of a case measured more than once the last row counts.
+
+    A case belongs to the baseline before it in the table, which was measured in turns with it, and not to one
+    of a later run.
 
     Raises:
         ValueError: missing columns, no rows, a gate that is neither pass nor fail, times that are not
@@ -59,14 +68,32 @@ def read_measurements(rows: Rows) -> list[Measurement]:
     """
     kept = _newest(rows)
     varying = [column for column in SETTING if len({row[column] for row in kept}) > 1]
-    return sorted((_measurement(row, varying) for row in kept), key=_drawing_order)
+    sets = {(row["backend"], row["instructions"]) for row in kept}
+    mixed = {name for name, _ in sets if sum(name == other for other, _ in sets) > 1}
+    baselines = _baselines(rows)
+    cases = (_measurement(row, varying, mixed, baselines.get(id(row))) for row in kept)
+    return sorted(cases, key=_drawing_order)
+
+
+def _baselines(rows: Rows) -> dict[int, dict[str, str]]:
+    """id of a row -> the last baseline before it of the same case, or the first after it."""
+    found: dict[int, dict[str, str]] = {}
+    for some in (reversed(rows), rows):
+        latest: dict[tuple[object, ...], dict[str, str]] = {}
+        for row in some:
+            key = (row["direction"], row["tokens"], _setting(row))
+            if row["backend"] == BASELINE:
+                latest[key] = row
+            elif key in latest:
+                found[id(row)] = latest[key]
+    return found
 
 
 def _newest(rows: Rows) -> Rows:
     require_columns(rows, COLUMNS)
     newest: dict[tuple[object, ...], dict[str, str]] = {}
     for row in rows:
-        key = (row["backend"], row["direction"], integer(row, "tokens"), _setting(row))
+        key = (row["backend"], row["instructions"], row["direction"], integer(row, "tokens"), _setting(row))
         _refuse_two_cases(newest.get(key, row), row)
         newest[key] = row
     return list(newest.values())
@@ -84,8 +111,12 @@ def _drawing_order(case: Measurement) -> tuple[object, ...]:
     return rank(BACKENDS, case.backend), case.backend, case.setting, case.tokens
 
 
-def _measurement(row: dict[str, str], varying: Sequence[str]) -> Measurement:
+def _measurement(
+    row: dict[str, str], varying: Sequence[str], mixed: Container[str], baseline: dict[str, str] | None
+) -> Measurement:
     extra = [SETTING[column].format(row[column]) for column in varying]
+    if row["backend"] in mixed:
+        extra.append(row["instructions"])
     return Measurement(
         backend=row["backend"],
         direction=row["direction"],
@@ -93,6 +124,8 @@ def _measurement(row: dict[str, str], varying: Sequence[str]) -> Measurement:
         setting=_setting(row),
         series=", ".join([identity(BACKENDS, row["backend"]).name, *extra]),
         time=_time(row),
+        baseline=None if baseline is None else _time(baseline),
+        paired=baseline is not None,
     )
 
 
@@ -139,21 +172,12 @@ def direction_title(direction: str) -> str:
 
 
 def speedups(cases: Sequence[Measurement]) -> list[Measurement]:
-    """Each case with a baseline of the same setting: how many times as fast it is, in place of its time.
+    """Each case with a baseline: how many times as fast it is, in place of its time.
 
     The least speedup sets the baseline's fastest sample against the case's slowest, the greatest the reverse.
     A case that failed, or whose baseline failed, has None.
     """
-    baselines = {_comparable(case): case.time for case in cases if case.backend == BASELINE}
-    return [
-        replace(case, time=_ratio(baselines[_comparable(case)], case.time))
-        for case in cases
-        if case.backend != BASELINE and _comparable(case) in baselines
-    ]
-
-
-def _comparable(case: Measurement) -> tuple[object, ...]:
-    return case.direction, case.tokens, case.setting
+    return [replace(case, time=_ratio(case.baseline, case.time)) for case in cases if case.paired]
 
 
 def _ratio(baseline: Spread | None, time: Spread | None) -> Spread | None:
@@ -168,8 +192,7 @@ def _ratio(baseline: Spread | None, time: Spread | None) -> Spread | None:
 
 def unpaired(cases: Sequence[Measurement]) -> list[Measurement]:
     """Cases without a baseline of the same direction, length and setting."""
-    baselines = {_comparable(case) for case in cases if case.backend == BASELINE}
-    return [case for case in cases if _comparable(case) not in baselines]
+    return [case for case in cases if case.backend != BASELINE and not case.paired]
 
 
 def place_of(case: Measurement) -> str:
