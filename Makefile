@@ -4,7 +4,7 @@ GPU_RESULTS ?= benchmarks/results/gpu
 # of train-gpu
 MINUTES ?= 9
 # most of a GPU test is the compilation of its kernels, by one core
-WORKERS ?= 8
+WORKERS ?= 14
 # files of tests/cpu that are about numbers, not about how kernels are built
 CPU_NUMBERS = decode determinism fuzz huge_sizes instruction_sets memory_use selection_contract strides values
 # of each half of the GPU tests; what is interrupted then still writes its report
