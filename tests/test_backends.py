@@ -69,18 +69,24 @@ except NotImplementedError as error:
 """
 
 
-def test_without_a_compiler_auto_warns_once_and_cpu_says_why(tmp_path):
-    """Guards machines without a compiler: `auto` runs on `torch` and says so once, `cpu` is an error."""
-    places = {"PATH": str(tmp_path), "TRISPARSE_CACHE": str(tmp_path / "cache")}
+def child(code, **environment):
+    """What `code` says in a process of its own, with the compilers that PATH leads to."""
+    inherited = {name: value for name, value in os.environ.items() if name != "CXX"}
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_COMPILER],
-        env={**{name: value for name, value in os.environ.items() if name != "CXX"}, **places},
+        [sys.executable, "-c", code],
+        env={**inherited, **environment},
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_without_a_compiler_auto_warns_once_and_cpu_says_why(tmp_path):
+    """Guards machines without a compiler: `auto` runs on `torch` and says so once, `cpu` is an error."""
+    done = child(WITHOUT_COMPILER, PATH=str(tmp_path), TRISPARSE_CACHE=str(tmp_path / "cache"))
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert len(warnings) == 1
     assert "backend 'auto' is 'torch', which is slower than 'cpu': no C++ compiler" in warnings[0]
@@ -95,13 +101,5 @@ def test_forced_instructions_that_cannot_run_are_an_error_for_auto_too():
         "try:\n    trisparse.window_attention(x, x, x, trisparse.SparseConfig())\n"
         "except NotImplementedError as error:\n    print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TRISPARSE_CPU_INSTRUCTIONS": "none_such"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "backend: 'auto' cannot do what TRISPARSE_CPU_INSTRUCTIONS asks for: " in done.stdout
+    done = child(code, TRISPARSE_CPU_INSTRUCTIONS="none_such")
+    assert "backend: 'auto' cannot run what was asked for: TRISPARSE_CPU_INSTRUCTIONS: " in done.stdout

@@ -13,8 +13,6 @@ _LOG = logging.getLogger("trisparse")
 
 # name -> the room that implements it; "reference" is called directly, because autograd differentiates it
 _ROOMS = {"torch": "trisparse.chunked", "cpu": "trisparse.cpu.attention", "triton": "trisparse.triton"}
-# the instruction set that the CPU kernels must use
-_FORCED = "TRISPARSE_CPU_INSTRUCTIONS"
 NAMES = ("reference", "torch", "cpu", "triton")
 # kernels, best first, and what they take (spec 9); the other two take anything on any device
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -60,8 +58,8 @@ def _best(device: str, dtype: torch.dtype) -> str:
             reason = _why_not(name, dtype)
             if reason is None:
                 return _said(name)
-            if name == "cpu" and os.environ.get(_FORCED):
-                raise NotImplementedError(f"backend: 'auto' cannot do what {_FORCED} asks for: {reason}")
+            if name == "cpu" and importlib.import_module("trisparse.cpu.library").forced():
+                raise NotImplementedError(f"backend: 'auto' cannot run what was asked for: {reason}")
             _warn(name, reason)
     return _said("torch")
 

@@ -21,6 +21,7 @@ class Scoped(Generic[T]):
         self._variable = ContextVar(name, default=default)
         self._lock = Lock()
         self._users = 0
+        # what a compiled program depends on: not how many there are
         self._in_use = False
 
     def get(self) -> T:

@@ -87,17 +87,10 @@ class FullAttention(nn.Module):
         gated: bool = False,
     ) -> None:
         super().__init__()
-        check_sizes(
-            rope,
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            num_kv_groups=num_kv_groups,
-            head_dim=head_dim,
-            value_dim=head_dim if value_dim is None else value_dim,
-        )
+        self.value_dim = head_dim if value_dim is None else value_dim
+        check_sizes(hidden_size, num_heads, num_kv_groups, head_dim, self.value_dim, rope)
         self.hidden_size = hidden_size
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
-        self.value_dim = head_dim if value_dim is None else value_dim
         self.rope = rope
         self.q_proj = nn.Linear(hidden_size, num_heads * head_dim, bias=False)
         self.k_proj = nn.Linear(hidden_size, num_kv_groups * head_dim, bias=False)

@@ -9,8 +9,7 @@ from trisparse.cli import bench_decode, bench_generate
 from trisparse.cli.arguments import device_named, dtype_named, numbers
 from trisparse.cli.output import print_rows
 
-_HELP = "Measure speed; attention and decode steps that miss their correctness check get no time."
-app = typer.Typer(help=_HELP, no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.callback()

@@ -72,7 +72,7 @@ def _part(dtype: torch.dtype) -> Library | str:
     `dtype` alone, which takes a third of the time to build.
     """
     try:
-        if not _forced() and not find(SOURCES, cache_folder()):
+        if not forced() and not find(SOURCES, cache_folder()):
             return open_library(SOURCES, only=_best_set(dtype))
     except (BuildError, OSError):
         # the set cannot be had after all: another may, and if not, the answer below says why
@@ -80,7 +80,8 @@ def _part(dtype: torch.dtype) -> Library | str:
     return _whole()
 
 
-def _forced() -> str:
+def forced() -> str:
+    """The instruction set that the environment asks for, or nothing."""
     return os.environ.get(FORCE, "").strip()
 
 
@@ -183,7 +184,7 @@ def load(built: Build, kept: bool = True) -> Library:
     found = Library(replace(built, left_out=built.left_out | refused), functions, kept)
     if not found.instruction_sets:
         raise BuildError(f"this processor runs none of the instruction sets in {built.path}")
-    asked = _forced()
+    asked = forced()
     try:
         found.select(asked or found.instruction_sets[0])
     except ValueError as error:

@@ -211,7 +211,7 @@ def folder_corpus(path: str | os.PathLike[str]) -> Corpus:
     sizes = {text: text.stat().st_size for text in texts}
     chosen, cut = _heldout(texts, root), None
     share = sum(sizes[text] for text in chosen) / sum(sizes.values())
-    if len(texts) == 1 or not LEAST_HELDOUT <= share <= MOST_HELDOUT:
+    if not LEAST_HELDOUT <= share <= MOST_HELDOUT:
         largest = max(texts, key=lambda text: (sizes[text], name_hash(text, root)))
         chosen, cut = {largest}, _cut(largest)
     heldout = tuple(text for text in texts if text in chosen)

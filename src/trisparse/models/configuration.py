@@ -156,22 +156,9 @@ class TrisparseConfig(PreTrainedConfig):
     def rope(self) -> Rope:
         """What `rope_parameters` says."""
         parameters = self.rope_parameters or {}
-        kind = parameters.get("rope_type", "default")
-        if kind not in ("default", "yarn"):
-            raise ValueError(f"rope_parameters: expected rope_type 'default' or 'yarn', got {kind!r}")
-        for name in _ROPE_NUMBERS:
-            number = parameters.get(name)
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
-                raise ValueError(f"rope_parameters: expected a number for {name}, got {number!r}")
-        for name, meant in _ROPE_FIXED.items():
-            if parameters.get(name, meant) != meant and parameters[name] is not None:
-                raise ValueError(
-                    f"rope_parameters: expected {name} {meant}, the only one there is, got {parameters[name]}"
-                )
+        _check_rope(parameters)
         yarn = None
-        if kind == "yarn":
-            if "factor" not in parameters:
-                raise ValueError(f"rope_parameters: expected a factor for 'yarn', got {sorted(parameters)}")
+        if parameters.get("rope_type") == "yarn":
             yarn = Yarn(
                 factor=parameters["factor"],
                 original_length=parameters.get("original_max_position_embeddings")
@@ -182,3 +169,21 @@ class TrisparseConfig(PreTrainedConfig):
             )
         assert self.head_dim is not None
         return Rope(dim=self.head_dim, theta=parameters.get("rope_theta", 10000.0), yarn=yarn)
+
+
+def _check_rope(parameters: dict[str, Any]) -> None:
+    """Raise ValueError for another kind of rotation than ours, or what is no number."""
+    kind = parameters.get("rope_type", "default")
+    if kind not in ("default", "yarn"):
+        raise ValueError(f"rope_parameters: expected rope_type 'default' or 'yarn', got {kind!r}")
+    if kind == "yarn" and "factor" not in parameters:
+        raise ValueError(f"rope_parameters: expected a factor for 'yarn', got {sorted(parameters)}")
+    for name in _ROPE_NUMBERS:
+        number = parameters.get(name)
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise ValueError(f"rope_parameters: expected a number for {name}, got {number!r}")
+    for name, meant in _ROPE_FIXED.items():
+        if parameters.get(name) not in (None, meant):
+            raise ValueError(
+                f"rope_parameters: expected {name} {meant}, the only one there is, got {parameters[name]}"
+            )

@@ -67,19 +67,12 @@ class NativeSparseAttention(nn.Module):
         backend: str = "auto",
     ) -> None:
         super().__init__()
-        check_sizes(
-            rope,
-            hidden_size=hidden_size,
-            num_heads=num_heads,
-            num_kv_groups=num_kv_groups,
-            head_dim=head_dim,
-            value_dim=head_dim if value_dim is None else value_dim,
-        )
+        self.value_dim = head_dim if value_dim is None else value_dim
+        check_sizes(hidden_size, num_heads, num_kv_groups, head_dim, self.value_dim, rope)
         if compressed_rope not in ("block", "none"):
             raise ValueError(f"compressed_rope: expected 'block' or 'none', got {compressed_rope!r}")
         self.hidden_size = hidden_size
         self.num_heads, self.num_kv_groups, self.head_dim = num_heads, num_kv_groups, head_dim
-        self.value_dim = head_dim if value_dim is None else value_dim
         self.config = SparseConfig() if config is None else config
         validate.sizes(self.config)
         self.shared_kv, self.rope, self.compressed_rope = shared_kv, rope, compressed_rope

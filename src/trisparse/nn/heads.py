@@ -8,20 +8,28 @@ from trisparse import validate
 from trisparse.nn.rope import Rope
 
 
-def check_sizes(rope: Any, **sizes: Any) -> None:
-    """All `sizes` of a layer are ints of at least 1, its groups divide its heads, and `rope` fits a head.
+def check_sizes(
+    hidden_size: Any, num_heads: Any, num_kv_groups: Any, head_dim: Any, value_dim: Any, rope: Any
+) -> None:
+    """All sizes of a layer are ints of at least 1, its groups divide its heads, and `rope` fits a head.
 
     Raises:
         TypeError, ValueError: they are not; the message begins with the argument's name.
     """
+    sizes = {
+        "hidden_size": hidden_size,
+        "num_heads": num_heads,
+        "num_kv_groups": num_kv_groups,
+        "head_dim": head_dim,
+        "value_dim": value_dim,
+    }
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int):
             raise TypeError(f"{name}: expected an int, got {type(size).__name__} {size!r}")
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
-    heads, groups, head_dim = (sizes[name] for name in ("num_heads", "num_kv_groups", "head_dim"))
-    if heads % groups:
-        raise ValueError(f"num_kv_groups: expected a divisor of num_heads={heads}, got {groups}")
+    if num_heads % num_kv_groups:
+        raise ValueError(f"num_kv_groups: expected a divisor of num_heads={num_heads}, got {num_kv_groups}")
     if rope is not None and not isinstance(rope, Rope):
         raise TypeError(f"rope: expected a Rope or None, got {type(rope).__name__}")
     if rope is not None and rope.dim > head_dim:

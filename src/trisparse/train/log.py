@@ -71,20 +71,19 @@ def read_log(path: Path) -> list[Line]:
     Raises:
         ValueError: the file is missing, or a line in it is not what this module writes.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1]
-    except OSError as error:
-        raise ValueError(f"log: cannot read {str(path)!r}: {error.strerror}") from error
-    return [_parsed(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [_parsed(path, number, line) for number, line in enumerate(_ended_lines(path), start=1)]
 
 
 def whole_lines(path: Path) -> list[tuple[bytes, Line]]:
     """The lines of a log, and what they mean, up to the first broken one; none of a missing file.
 
     A power cut may leave anything behind what was synced last.
+
+    Raises:
+        ValueError: the file cannot be read.
     """
     found = []
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:
+    for line in _ended_lines(path) if path.exists() else []:
         value = _meaning(line)
         if value is None:
             break
@@ -113,6 +112,13 @@ def loss_rows(output: str | Path, run: str, attention: str) -> list[dict[str, st
         {"run": run, "attention": attention, **{column: str(line[column]) for column in columns}}
         for line in read_log(Path(output) / LOG)
     ]
+
+
+def _ended_lines(path: Path) -> list[bytes]:
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        raise ValueError(f"log: cannot read {str(path)!r}: {error.strerror}") from error
 
 
 def _meaning(line: bytes) -> Line | None:
