@@ -26,6 +26,13 @@ class Decoding:
             *self.tensors, self.starts, self.config, window_ring=self.ring, backend=backend, **others
         )
 
+    def to(self, device: torch.device | str) -> "Decoding":
+        """The same call with its tensors on another device."""
+        query, *pairs, gates = self.tensors
+        pairs = [tuple(x.to(device) for x in pair) for pair in pairs]
+        tensors = (query.to(device), *pairs, gates.to(device))
+        return replace(self, tensors=tensors, starts=self.starts.to(device))
+
     def only(self, row: int) -> "Decoding":
         """One row in a batch of its own, in the same room."""
         query, *pairs, gates = self.tensors

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from decoding import make_decoding
-from torch.utils._python_dispatch import TorchDispatchMode
+from operators import Operators
 
 import trisparse
 from trisparse import SparseConfig, backends
@@ -82,14 +82,6 @@ def whole(row, ids):
     return trisparse.api.gated_sum(row.gates, (out_cmp, out_slc, out_win))
 
 
-def moved(call, backend):
-    """The call with its tensors where `backend` wants them."""
-    device = device_of(backend)
-    query, *pairs, gates = call.tensors
-    pairs = [tuple(x.to(device) for x in pair) for pair in pairs]
-    return replace(call, tensors=(query.to(device), *pairs, gates.to(device)), starts=call.starts.to(device))
-
-
 @pytest.mark.parametrize("ring", [False, True], ids=["positions", "ring"])
 @pytest.mark.parametrize("heads", HEADS)
 @pytest.mark.parametrize("config", CONFIGS)
@@ -99,7 +91,7 @@ def test_ragged_rows_are_what_they_are_alone(backend, config, heads, ring):
     h, g, d, e = HEADS[heads]
     shape = {"heads": h, "groups": g, "head_dim": d, "value_dim": e}
     for new_tokens, lengths in ((1, [1, 300, 64, 129]), (5, [5, 77, 261])):
-        call = moved(make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape), backend)
+        call = make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape).to(device_of(backend))
         check_rows(call, *call.run(backend))
 
 
@@ -110,7 +102,7 @@ def test_narrow_numbers(backend, new_tokens, dtype):
     """Guards against sums in half precision, and against garbage that a narrow kernel multiplies by 0."""
     lengths = [new_tokens, new_tokens + 50, 500]
     shape = {"heads": 16, "groups": 1, "head_dim": 64, "value_dim": 64}
-    call = moved(make_decoding(lengths, new_tokens, SMALL, dtype=dtype, ring=True, **shape), backend)
+    call = make_decoding(lengths, new_tokens, SMALL, dtype=dtype, ring=True, **shape).to(device_of(backend))
     check_rows(call, *call.run(backend))
 
 
@@ -123,7 +115,7 @@ def test_many_new_tokens(backend, new_tokens, dtype):
     for heads, config, ring in (("16 of 1", "small", True), ("4 of 2", "paper", False)):
         h, g, d, e = HEADS[heads]
         shape = {"heads": h, "groups": g, "head_dim": d, "value_dim": e, "dtype": dtype}
-        call = moved(make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape), backend)
+        call = make_decoding(lengths, new_tokens, CONFIGS[config], ring=ring, **shape).to(device_of(backend))
         check_rows(call, *call.run(backend))
 
 
@@ -132,7 +124,7 @@ def test_long_rows_are_split_and_joined(backend):
     """Guards against a piece of a long sequence that is weighed by its own softmax."""
     lengths = [4500, 130, 9000]
     call = make_decoding(lengths, 2, SparseConfig(), heads=16, groups=1, ring=True)
-    check_rows(call, *moved(call, backend).run(backend))
+    check_rows(call, *call.to(device_of(backend)).run(backend))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -140,7 +132,9 @@ def test_long_rows_are_split_and_joined(backend):
 @pytest.mark.parametrize("backend", NATIVE)
 def test_a_row_is_bit_for_bit_what_it_is_alone(backend, new_tokens, dtype):
     """Guards against splits that depend on the batch or on the longest row."""
-    call = moved(make_decoding([700, 9, 3000, 64], new_tokens, SparseConfig(), heads=8, dtype=dtype), backend)
+    call = make_decoding([700, 9, 3000, 64], new_tokens, SparseConfig(), heads=8, dtype=dtype).to(
+        device_of(backend)
+    )
     out, ids = call.run(backend)
     for row in range(len(call.rows)):
         one, one_ids = call.only(row).run(backend)
@@ -151,7 +145,7 @@ def test_a_row_is_bit_for_bit_what_it_is_alone(backend, new_tokens, dtype):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_row_that_starts_below_zero_takes_no_part(backend):
     """Guards against a crash, or a wrong neighbour, where a slot of the batch is free."""
-    call = moved(make_decoding([40, 70, 20], 2, SMALL, ring=True), backend)
+    call = make_decoding([40, 70, 20], 2, SMALL, ring=True).to(device_of(backend))
     out, ids = call.run(backend)
     starts = call.starts.clone()
     starts[1] = -1
@@ -169,7 +163,7 @@ def test_compressed_branch_takes_its_own_query(backend):
     call = make_decoding([90, 200], 2, SMALL)
     other = torch.randn(call.tensors[0].shape, generator=torch.Generator().manual_seed(3))
     gold, gold_ids = call.run("reference", query_cmp=other)
-    out, ids = moved(call, backend).run(backend, query_cmp=other.to(device_of(backend)))
+    out, ids = call.to(device_of(backend)).run(backend, query_cmp=other.to(device_of(backend)))
     assert torch.equal(ids.cpu(), gold_ids)
     torch.testing.assert_close(out.cpu(), gold)
 
@@ -181,7 +175,7 @@ def test_shared_keys_and_values_serve_both_branches(backend):
     query, compressed, selected, _, gates = call.tensors
     shared = replace(call, tensors=(query, compressed, selected, selected, gates))
     gold, gold_ids = shared.run("reference")
-    out, ids = moved(shared, backend).run(backend)
+    out, ids = shared.to(device_of(backend)).run(backend)
     assert torch.equal(ids.cpu(), gold_ids)
     torch.testing.assert_close(out.cpu(), gold)
 
@@ -192,7 +186,7 @@ def test_shared_keys_and_values_serve_both_branches(backend):
 @pytest.mark.parametrize("backend", NATIVE)
 def test_layouts_of_tensors_change_nothing(backend, order):
     """Guards against a step that takes strides, or copies, from an earlier one of the same shapes."""
-    call = moved(make_decoding([90, 200], 2, SMALL, ring=True), backend)
+    call = make_decoding([90, 200], 2, SMALL, ring=True).to(device_of(backend))
     out, ids = call.run(backend)
     back = [order.index(axis) for axis in range(4)]
     query, *pairs, gates = call.tensors
@@ -208,7 +202,7 @@ def test_layouts_of_tensors_change_nothing(backend, order):
 @pytest.mark.parametrize("backend", NATIVE)
 def test_operator_passes_opcheck(backend, place):
     """Guards against a schema, a fake shape, dtype or stride, or an alias that is not the operator's."""
-    call = moved(make_decoding([40, 70], 2, SMALL, ring=place == "ring"), backend)
+    call = make_decoding([40, 70], 2, SMALL, ring=place == "ring").to(device_of(backend))
     query, *pairs, gates = call.tensors
     tensors = (query, None, *(x for pair in pairs for x in pair), gates, call.starts)
     ring = pairs[2][0].shape[1] if place == "ring" else 0
@@ -216,26 +210,14 @@ def test_operator_passes_opcheck(backend, place):
     torch.library.opcheck(torch.ops.trisparse.decode_forward.default, arguments)
 
 
-class Names(TorchDispatchMode):
-    """Writes down the operators that are called."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.names.append(str(function))
-        return function(*args, **kwargs or {})
-
-
 @pytest.mark.parametrize("backend", NATIVE)
 def test_whoever_watches_sees_the_operator(backend):
     """Guards against a step past the dispatcher under a mode, a profiler or a transform."""
-    call = moved(make_decoding([40, 70], 2, SMALL, ring=True), backend)
+    call = make_decoding([40, 70], 2, SMALL, ring=True).to(device_of(backend))
     out, _ = call.run(backend)
-    with Names() as seen:
+    with Operators() as seen:
         call.run(backend)
-    assert "trisparse.decode_forward.default" in seen.names
+    assert "trisparse.decode_forward.default" in seen.calls
     with torch.profiler.profile() as profile:
         call.run(backend)
     assert "trisparse::decode_forward" in {event.key for event in profile.key_averages()}
@@ -293,7 +275,7 @@ def test_wrong_argument_is_named(change, message):
 @pytest.mark.parametrize("backend", usable_backends(torch.float32))
 def test_gates_in_double_precision(backend):
     """Guards the one tensor that may be wider than the query."""
-    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    call = make_decoding([5, 77], 1, SMALL).to(device_of(backend))
     query, *pairs, gates = call.tensors
     wide = replace(call, tensors=(query, *pairs, gates.double()))
     for _ in range(2):
@@ -305,7 +287,7 @@ def test_gates_in_double_precision(backend):
 @pytest.mark.parametrize("backend", usable_backends(torch.float32))
 def test_there_is_no_gradient(backend):
     """Guards memory that one backend would keep and another not."""
-    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    call = make_decoding([5, 77], 1, SMALL).to(device_of(backend))
     call.tensors[0].requires_grad_()
     assert not call.run(backend)[0].requires_grad
 
@@ -313,7 +295,7 @@ def test_there_is_no_gradient(backend):
 @pytest.mark.parametrize("backend", usable_backends(torch.float32))
 def test_negated_views(backend):
     """Guards kernels that read memory whose signs PyTorch has yet to turn."""
-    call = moved(make_decoding([5, 77], 1, SMALL), backend)
+    call = make_decoding([5, 77], 1, SMALL).to(device_of(backend))
     query, *others = call.tensors
     turned = replace(call, tensors=(torch._neg_view(-query), *others))
     for one in (call, turned):
@@ -322,7 +304,7 @@ def test_negated_views(backend):
 
 @pytest.mark.parametrize("backend", usable_backends(torch.float32))
 def test_rows_that_take_no_part_need_no_room(backend):
-    call = moved(make_decoding([70, 70], 64, SMALL, spare=0), backend)
+    call = make_decoding([70, 70], 64, SMALL, spare=0).to(device_of(backend))
     none = replace(call, starts=torch.full_like(call.starts, -1))
     query, (key_cmp, value_cmp), (key_slc, value_slc), (key_win, value_win), gates = none.tensors
     short = [x[:, :40] for x in (key_slc, value_slc, key_win, value_win)]

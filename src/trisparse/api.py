@@ -1,4 +1,4 @@
-"""The five public functions: check the arguments, choose a backend, call it."""
+"""The five public functions, and one of our own: check the arguments, choose a backend, call it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -133,6 +133,26 @@ def select_blocks(
     validate.key_value("key_cmp", key_cmp, "key_cmp", key_cmp, query)
     scale = _check_compressed(query, key_cmp, config, scale, cu_seqlens, query_start)
     return _call("select_blocks", backend, (query, key_cmp), config, scale, cu_seqlens, query_start)
+
+
+def attend_and_select(
+    query: Tensor,
+    key_cmp: Tensor,
+    value_cmp: Tensor,
+    config: SparseConfig,
+    *,
+    scale: float | None = None,
+    cu_seqlens: Tensor | None = None,
+    query_start: int = 0,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`compressed_attention` and `select_blocks` from the same scores: out, lse and ids. Not public."""
+    validate.sizes(config)
+    validate.query_rows(query)
+    validate.key_value("key_cmp", key_cmp, "value_cmp", value_cmp, query)
+    scale = _check_compressed(query, key_cmp, config, scale, cu_seqlens, query_start)
+    tensors = (query, key_cmp, value_cmp)
+    return _call("attend_and_select", backend, tensors, config, scale, cu_seqlens, query_start)
 
 
 def selected_attention(

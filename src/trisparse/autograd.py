@@ -218,6 +218,21 @@ def select_blocks(
     return torch.ops.trisparse.select_blocks(query.detach(), key.detach(), *place)
 
 
+def attend_and_select(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    query_start: int,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """-> out, lse as `compressed_attention`, ids as `select_blocks`, from the same scores."""
+    place = _place(config, scale, cu_seqlens, query_start, backend)
+    return _Compressed.apply(query, key, value, place, True)
+
+
 def selected_attention(
     query: Tensor,
     key: Tensor,

@@ -177,14 +177,19 @@ def _by_rows(
     if not len(query):
         ids_shape = (*query.shape[:2], key_slc.shape[2], config.num_selected)
         return query.new_empty(*query.shape[:3], value_slc.shape[3]), starts.new_empty(ids_shape)
+    place = (window_ring, config, scale, backend)
+    values = starts.tolist()
+    if backend == "triton" and len(set(values)) == 1:
+        # its kernels give a row the same bits whatever is beside it; matrix products of PyTorch's do not
+        return _attend(rows, values[0], *place)
     parts = []
-    for row, start in enumerate(starts.tolist()):
+    for row, start in enumerate(values):
         alone = [None if x is None else x[row : row + 1] for x in rows]
-        parts.append(_one_row(alone, start, window_ring, config, scale, backend))
+        parts.append(_attend(alone, start, *place))
     return torch.cat([out for out, _ in parts]), torch.cat([ids for _, ids in parts])
 
 
-def _one_row(
+def _attend(
     tensors: Sequence[Any],
     start: int,
     window_ring: int,
@@ -192,7 +197,7 @@ def _one_row(
     scale: float,
     backend: str,
 ) -> Pair:
-    """One row of the batch by the public functions, over exactly its own tokens."""
+    """Rows that all start at `start`, by the ops of a whole forward, over exactly their own tokens."""
     query, query_cmp, key_cmp, value_cmp, key_slc, value_slc, key_win, value_win, gates = tensors
     if start < 0:
         shape = (*query.shape[:2], key_slc.shape[2], config.num_selected)
@@ -200,23 +205,51 @@ def _one_row(
         return query.new_zeros(*query.shape[:3], value_slc.shape[3]), ids
     stop = start + query.shape[1]
     first = max(0, start - config.window + 1)
-    slots = torch.arange(first, stop, device=query.device)
-    if window_ring:
-        slots = slots % window_ring
+    near: slice | Tensor = slice(first, stop)
+    if 0 < window_ring < stop:
+        near = torch.arange(first, stop, device=query.device) % window_ring
     blocks = config.num_compressed(stop)
     compressed = (key_cmp[:, :blocks], value_cmp[:, :blocks])
     selected = (key_slc[:, :stop], value_slc[:, :stop])
-    near = (key_win[:, slots], value_win[:, slots])
+    window = (key_win[:, near], value_win[:, near])
+    if query_cmp is None and (is_batch_invariant() or (first == 0 and backend in backends.FUSED)):
+        # the very call of the whole forward; tokens before the window are not seen
+        if first:
+            window = (pad(window[0], (0, 0, 0, 0, first, 0)), pad(window[1], (0, 0, 0, 0, first, 0)))
+        return _whole(query, compressed, selected, window, gates, start, config, scale, backend)
     place: dict[str, Any] = {"query_start": start, "scale": scale, "backend": backend}
     first_query = query if query_cmp is None else query_cmp
-    ids = api.select_blocks(first_query, compressed[0], config, **place)
-    if query_cmp is None and is_batch_invariant():
-        # the very call of the whole forward; tokens before the window are not seen
-        key_win, value_win = (pad(x, (0, 0, 0, 0, first, 0)) for x in near)
-        window = (key_win, value_win)
-        return api.sparse_attention(query, compressed, selected, window, gates, config, **place), ids
-    out_cmp, _ = api.compressed_attention(first_query, *compressed, config, **place)
+    out_cmp, _, ids = api.attend_and_select(first_query, *compressed, config, **place)
     out_slc = api.selected_attention(query, *selected, ids, config, **place)
     place["query_start"] = start - first
-    out_win = api.window_attention(query, *near, config, **place)
+    out_win = api.window_attention(query, *window, config, **place)
     return api.gated_sum(gates, (out_cmp, out_slc, out_win)), ids
+
+
+def _whole(
+    query: Tensor,
+    compressed: Pair,
+    selected: Pair,
+    window: Pair,
+    gates: Tensor,
+    start: int,
+    config: SparseConfig,
+    scale: float,
+    backend: str,
+) -> Pair:
+    """`sparse_attention` and the ids that it used."""
+    if backend in backends.FUSED:
+        return ops.attend_with_ids(
+            query,
+            *compressed,
+            *selected,
+            *window,
+            gates,
+            config=config,
+            scale=scale,
+            query_start=start,
+            backend=backend,
+        )
+    place: dict[str, Any] = {"query_start": start, "scale": scale, "backend": backend}
+    ids = api.select_blocks(query, compressed[0], config, **place)
+    return api.sparse_attention(query, compressed, selected, window, gates, config, **place), ids

@@ -55,6 +55,16 @@ def _run_decode(name: str, *arguments: Any) -> Any:
     return _run_in(backend, name, *tensors, _config(tuple(sizes)), scale)
 
 
+def attend_with_ids(
+    *tensors: Tensor, config: SparseConfig, scale: float, query_start: int, backend: str
+) -> tuple[Tensor, Tensor]:
+    """`sparse_forward` that saves nothing -> out and ids."""
+    place = (config.as_ints(), scale, None, query_start, backend)
+    with torch.no_grad():
+        out, _, _, ids = torch.ops.trisparse.sparse_forward(*tensors, False, *place)
+    return out, ids
+
+
 def decode(
     *tensors: Tensor | None, window_ring: int, config: SparseConfig, scale: float, backend: str
 ) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
+from operators import Operators
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trisparse.models import TrisparseForCausalLM
 from trisparse.testing.inputs import usable_backends
@@ -23,20 +23,6 @@ MODES: dict[str, dict[str, Any]] = {
     "prompt lookup": {"prompt_lookup_num_tokens": 5},
     "one beam of several": {"num_beams": 3, "num_return_sequences": 1, "length_penalty": 0.0},
 }
-
-
-class Operators(TorchDispatchMode):
-    """Records the names of the operators that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(
-        self, function: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.names.add(str(function))
-        return function(*args, **(kwargs or {}))
 
 
 def kernel_model(kind: str) -> TrisparseForCausalLM:
@@ -84,6 +70,6 @@ def test_generation_goes_through_the_decode_kernels() -> None:
     model, prompt = kernel_model("nsa"), ids_of(1, PROMPT)
     with Operators() as operators:
         model.generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=3, do_sample=False)
-    ours = {name for name in operators.names if name.startswith("trisparse.")}
+    ours = {name for name in operators.calls if name.startswith("trisparse.")}
     assert ours == {"trisparse.decode_forward.default"}
-    assert not any("scaled_dot_product" in name for name in operators.names)
+    assert not any("scaled_dot_product" in name for name in operators.calls)

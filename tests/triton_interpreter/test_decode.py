@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 from comparison import DEVICE, NAN, relaid
+from decode_check import check
 from decoding import Decoding, make_decoding
 
 from trisparse import SparseConfig
-from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.triton import decode_rows
 
 SMALL = SparseConfig(
@@ -54,37 +54,10 @@ def short_pieces(monkeypatch):
     monkeypatch.setattr(decode_rows, "TOKEN_PIECE", 16)
 
 
-def moved(call: Decoding) -> Decoding:
-    """The call where the kernels run."""
-    query, *pairs, gates = call.tensors
-    pairs = [tuple(x.to(DEVICE) for x in pair) for pair in pairs]
-    return replace(call, tensors=(query.to(DEVICE), *pairs, gates.to(DEVICE)), starts=call.starts.to(DEVICE))
-
-
 def make(lengths, new_tokens=1, config=SMALL, heads="4 of 1", **others):
     h, g, d, e = HEADS[heads]
     shape = {"heads": h, "groups": g, "head_dim": d, "value_dim": e}
     return make_decoding(lengths, new_tokens, config, **shape, **others)
-
-
-def check(call: Decoding, out, ids):
-    """Each row against the reference on its own tokens, in the inputs' dtype and in fp64."""
-    for index, row in enumerate(call.rows):
-        wide = row.to(torch.float64)
-        ranks = selection_ranks(wide.query, wide.compressed[0], wide.config, query_start=wide.query_start)
-        low, _ = call.only(index).run("reference")
-        gold_call = wide_row(call, index)
-        gold, gold_ids = gold_call.run("reference")
-        compare_ids(ids[index : index + 1].cpu(), gold_ids, ranks)
-        if torch.equal(ids[index : index + 1].cpu(), gold_ids):
-            assert_within_budget(f"row {index}", out[index : index + 1], low, gold)
-
-
-def wide_row(call: Decoding, index: int) -> Decoding:
-    one = call.only(index)
-    query, *pairs, gates = one.tensors
-    pairs = [tuple(x.double() for x in pair) for pair in pairs]
-    return replace(one, tensors=(query.double(), *pairs, gates.double()))
 
 
 # many heads take the interpreter a minute and a half: once
@@ -98,7 +71,7 @@ def test_ragged_rows_agree_with_the_reference(heads, ring):
     """Guards against another row's length, stale slots, NaN behind a row, and heads of other groups."""
     for new_tokens, lengths in ((1, [1, 100]), (3, [3, 77])):
         call = make(lengths, new_tokens, heads=heads, ring=ring)
-        check(call, *moved(call).run("triton"))
+        check(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -106,20 +79,20 @@ def test_every_config_agrees_with_the_reference(config):
     """Guards against blocks that are cut by a piece, and against a wrong overlap or window edge."""
     for new_tokens, lengths in ((1, [9, 120]), (3, [50, 21])):
         call = make(lengths, new_tokens, CONFIGS[config], ring=new_tokens == 1)
-        check(call, *moved(call).run("triton"))
+        check(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("heads", ["16 of 1", "6 of 2"])
 def test_agrees_with_the_reference_in_fp16(heads):
     """Guards against pieces that are rounded before they are joined."""
     call = make([120, 40], 3, heads=heads, dtype=torch.float16, ring=True)
-    check(call, *moved(call).run("triton"))
+    check(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("new_tokens", [1, 3])
 def test_a_row_is_bit_for_bit_what_it_is_alone(new_tokens):
     """Guards against pieces whose length or order depends on the batch or on the room."""
-    call = moved(make([120, 9, 64], new_tokens))
+    call = make([120, 9, 64], new_tokens).to(DEVICE)
     out, ids = call.run("triton")
     for row in range(3):
         one = call.only(row)
@@ -143,7 +116,7 @@ def in_less_room(call: Decoding, tokens: int) -> Decoding:
 
 def test_length_of_pieces_matters_by_rounding_only():
     """Guards against a piece that is weighed by its own softmax: one piece is a softmax without a join."""
-    call = moved(make([120, 70], 1, heads="6 of 2"))
+    call = make([120, 70], 1, heads="6 of 2").to(DEVICE)
     out, ids = call.run("triton")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decode_rows, "COMPRESSED_PIECE", 1024)
@@ -158,12 +131,12 @@ def test_more_pieces_than_a_step_joins(monkeypatch):
     monkeypatch.setattr(decode_rows, "COMPRESSED_PIECE", 1)
     monkeypatch.setattr(decode_rows, "TOKEN_PIECE", 3)
     call = make([120, 90], config=CONFIGS["window over pieces"])
-    check(call, *moved(call).run("triton"))
+    check(call, *call.to(DEVICE).run("triton"))
 
 
 def test_row_that_starts_below_zero_takes_no_part():
     """Guards against a free slot of the batch that is computed, or that spoils its neighbours."""
-    call = moved(make([40, 70], 3, ring=True))
+    call = make([40, 70], 3, ring=True).to(DEVICE)
     out, ids = call.run("triton")
     starts = call.starts.clone()
     starts[1] = -2
@@ -176,7 +149,7 @@ def test_row_that_starts_below_zero_takes_no_part():
 
 def test_a_start_past_the_room_is_moved_inside():
     """Guards against reads outside of the tensors: on a GPU nobody looks at `starts` before."""
-    call = moved(make([60, 70], 1))
+    call = make([60, 70], 1).to(DEVICE)
     query, compressed, selected, window, gates = call.tensors
     room = selected[0].shape[1]
     pairs = [tuple(x.nan_to_num(0.5) for x in pair) for pair in (compressed, selected, window)]
@@ -196,7 +169,7 @@ def test_compressed_branch_takes_its_own_query():
     call = make([90, 120], 3)
     other = torch.randn(call.tensors[0].shape, generator=torch.Generator().manual_seed(3))
     gold, gold_ids = call.run("reference", query_cmp=other)
-    out, ids = moved(call).run("triton", query_cmp=other.to(DEVICE))
+    out, ids = call.to(DEVICE).run("triton", query_cmp=other.to(DEVICE))
     assert torch.equal(ids.cpu(), gold_ids)
     torch.testing.assert_close(out.cpu(), gold)
 
@@ -204,7 +177,7 @@ def test_compressed_branch_takes_its_own_query():
 @pytest.mark.parametrize("layout", ["slice of a fused projection", "every other dim"])
 def test_layout_does_not_matter(layout):
     """Guards against an assumed stride; NaN lies between the values that count."""
-    call = moved(make([40, 90], 3, heads="6 of 2"))
+    call = make([40, 90], 3, heads="6 of 2").to(DEVICE)
     out, ids = call.run("triton")
     query, *pairs, gates = call.tensors
     pairs = [tuple(relaid(x, layout) for x in pair) for pair in pairs]
@@ -219,7 +192,7 @@ def test_layout_does_not_matter(layout):
 def test_ties_go_to_the_lower_block():
     """Guards against an order of equal scores by chance: without a query all scores are equal."""
     config = replace(SMALL, compress_block=4, select_block=4, num_selected=5)
-    call = moved(make([100], 1, config))
+    call = make([100], 1, config).to(DEVICE)
     query, *others = call.tensors
     _, ids = replace(call, tensors=(torch.zeros_like(query), *others)).run("triton")
     assert ids[0, 0, 0].tolist() == [0, 1, 2, 23, 24]
@@ -227,7 +200,7 @@ def test_ties_go_to_the_lower_block():
 
 def test_no_compressed_block_and_no_row():
     """Guards against launches of no programs."""
-    call = moved(make([5, 3], 3))
+    call = make([5, 3], 3).to(DEVICE)
     query, compressed, *others = call.tensors
     empty = tuple(x[:, :0] for x in compressed)
     starts = torch.tensor([2, 0], dtype=torch.int32, device=DEVICE)
@@ -245,7 +218,7 @@ def test_no_compressed_block_and_no_row():
 
 def test_no_new_token_gives_no_rows():
     """Guards against pieces of no tokens, by whose number something is divided."""
-    call = moved(make([5, 3], 3))
+    call = make([5, 3], 3).to(DEVICE)
     query, *pairs, gates = call.tensors
     out, ids = replace(call, tensors=(query[:, :0], *pairs, gates[:, :0])).run("triton")
     assert out.shape == (2, 0, 4, 40)

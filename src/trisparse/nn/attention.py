@@ -234,9 +234,8 @@ class NativeSparseAttention(nn.Module):
         """`sparse_attention` from its parts, where the ids are wanted or the compressed query is another."""
         config = self.config
         place: dict[str, Any] = {"cu_seqlens": cu_seqlens, "backend": self.backend}
-        ids = api.select_blocks(query_cmp, compressed[0], config, **place)
+        out_cmp, _, ids = api.attend_and_select(query_cmp, *compressed, config, **place)
         self._record(gates, ids)
-        out_cmp, _ = api.compressed_attention(query_cmp, *compressed, config, **place)
         out_slc = api.selected_attention(query, *selected, ids, config, **place)
         out_win = api.window_attention(query, *window, config, **place)
         return api.gated_sum(gates, (out_cmp, out_slc, out_win))

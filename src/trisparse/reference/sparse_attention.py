@@ -109,6 +109,20 @@ def select_blocks(
     return ids
 
 
+def attend_and_select(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None = None,
+    query_start: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spec 2-4: `compressed_attention` and the ids of `select_blocks`."""
+    place = (config, scale, cu_seqlens, query_start)
+    return *compressed_attention(query, key, value, *place), select_blocks(query, key, *place)
+
+
 def selected_attention(
     query: Tensor,
     key: Tensor,
@@ -159,8 +173,7 @@ def sparse_attention(
     """Eq. 5: all of Native Sparse Attention -> [B, Tq, H, E]."""
     place = (config, scale, cu_seqlens, query_start)
     key_cmp, value_cmp = compressed
-    out_cmp, _ = compressed_attention(query, key_cmp, value_cmp, *place)
-    ids = select_blocks(query, key_cmp, *place)
+    out_cmp, _, ids = attend_and_select(query, key_cmp, value_cmp, *place)
     out_slc = selected_attention(query, selected[0], selected[1], ids, *place)
     out_win = window_attention(query, window[0], window[1], *place)
     return gated_sum(out_cmp, out_slc, out_win, gates)
