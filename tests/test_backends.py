@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from arguments import CMP, CONFIG, EVERY, SELECT, SLC, WHOLE, arguments
 
 import trisparse
@@ -55,7 +56,7 @@ def test_available_backends_name_a_reason_or_none():
     assert all(reason is None or (isinstance(reason, str) and reason) for reason in table.values())
 
 
-WITHOUT_COMPILER = """
+WITHOUT_KERNELS = """
 import logging, torch, trisparse
 logging.basicConfig(format="%(levelname)s %(message)s")
 query, key = torch.randn(1, 40, 4, 8), torch.randn(1, 40, 2, 8)
@@ -84,13 +85,40 @@ def child(code, **environment):
     return done
 
 
-def test_without_a_compiler_auto_warns_once_and_cpu_says_why(tmp_path):
-    """Guards machines without a compiler: `auto` runs on `torch` and says so once, `cpu` is an error."""
-    done = child(WITHOUT_COMPILER, PATH=str(tmp_path), TRISPARSE_CACHE=str(tmp_path / "cache"))
+BROKEN_COMPILER = """#!/bin/sh
+test "$1" = --version && echo broken 1.0 && exit
+echo "kernel.cpp:1: error: not today" >&2
+exit 1
+"""
+OLD_TORCH = "import trisparse.cpu.threads\ntrisparse.cpu.threads.PARALLEL_FOR = 'torch_of_tomorrow'\n"
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("no compiler", "no C++ compiler"),
+        ("compiler error", "kernel.cpp:1: error: not today"),
+        ("torch too old", f"torch {torch.__version__} is too old"),
+    ],
+)
+def test_without_cpu_kernels_auto_warns_once_and_cpu_says_why(tmp_path, fault, reason):
+    """Guards machines that cannot have them: `auto` runs on `torch` and says so once, `cpu` is an error."""
+    compiler = tmp_path / "broken"
+    compiler.write_text(BROKEN_COMPILER)
+    compiler.chmod(0o755)
+    elsewhere = {"TRISPARSE_CACHE": str(tmp_path / "cache")}
+    environment = {
+        "no compiler": {"PATH": str(tmp_path), **elsewhere},
+        "compiler error": {"CXX": str(compiler), **elsewhere},
+        "torch too old": {},
+    }
+    done = child((OLD_TORCH if fault == "torch too old" else "") + WITHOUT_KERNELS, **environment[fault])
     warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
     assert len(warnings) == 1
-    assert "backend 'auto' is 'torch', which is slower than 'cpu': no C++ compiler" in warnings[0]
-    assert done.stdout.startswith("backend: 'cpu' cannot run here: no C++ compiler")
+    assert "backend 'auto' is 'torch', which is slower than 'cpu': " in warnings[0]
+    assert reason in warnings[0]
+    assert done.stdout.startswith("backend: 'cpu' cannot run here: ")
+    assert reason in done.stdout
 
 
 def test_forced_instructions_that_cannot_run_are_an_error_for_auto_too():

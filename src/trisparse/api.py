@@ -55,7 +55,8 @@ def sparse_attention(
         backend: "auto", "reference", "torch", "cpu" or "triton".
 
     Returns:
-        [B, Tq, H, E] in the query's dtype. A branch adds 0 to a row in which it sees no key.
+        [B, Tq, H, E] in the query's dtype. A branch adds 0 to a row in which it sees no key, and where its
+        gate is 0, even if it is infinite or NaN there.
 
     Raises:
         TypeError, ValueError: an argument is wrong; the message begins with its name.
@@ -217,7 +218,8 @@ def window_attention(
 def gated_sum(gates: Tensor, branches: tuple[Tensor, ...]) -> Tensor:
     """Eq. 5 alone, for branches [B, T, H, E] that were computed apart; gates [B, T, H, len(branches)].
 
-    Summed in at least fp32, returned in the branches' dtype.
+    Summed in at least fp32, returned in the branches' dtype. A gate of 0 takes its branch away even where
+    that is infinite or NaN.
     """
     return autograd.gated_sum(gates, branches)
 

@@ -155,6 +155,12 @@ class _SparseRecomputed(torch.autograd.Function):
         return (None, *_backward("sparse_recompute", grad_out, [*inputs, ids], place))
 
 
+def _gated(branch: Tensor, gate: Tensor) -> Tensor:
+    """branch [..., E] * gate [...], 0 behind a gate of 0 even where the branch is infinite or NaN."""
+    gate = gate.to(branch.dtype)[..., None]
+    return (branch * gate).masked_fill_(gate == 0, 0)
+
+
 class _GatedSum(torch.autograd.Function):
     """Eq. 5, summed in at least fp32; saves the branches as they came, not their wider copies."""
 
@@ -162,10 +168,9 @@ class _GatedSum(torch.autograd.Function):
     def forward(ctx: Any, gates: Tensor, *branches: Tensor) -> Tensor:
         ctx.save_for_backward(gates, *branches)
         dtype = torch.promote_types(branches[0].dtype, torch.float32)
-        wide = gates.to(dtype)
-        total = branches[0].to(dtype) * wide[..., 0, None]
+        total = _gated(branches[0].to(dtype), gates[..., 0])
         for index, branch in enumerate(branches[1:], start=1):
-            total = torch.addcmul(total, branch.to(dtype), wide[..., index, None])
+            total += _gated(branch.to(dtype), gates[..., index])
         # a conversion to what it is already would lose the gradients where torch.compile (2.11) traces it
         return total if total.dtype == branches[0].dtype else total.to(branches[0].dtype)
 

@@ -195,10 +195,10 @@ def test_without_a_cache_the_library_is_built_for_this_process(
         monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     found = open_library(sources, None if fault == "no home" else folder)
     assert works(found)
-    assert not found.kept
+    assert found.uncached
     assert list(private.iterdir()) == []
     (warning,) = warnings_in(caplog)
-    assert warning.endswith("building the CPU kernels for this process alone")
+    assert warning == f"{found.uncached}; building the CPU kernels for this process alone"
     assert "\n" not in warning
 
 

@@ -75,6 +75,15 @@ def test_env_gives_the_reason_where_there_is_no_library(call: Call, monkeypatch:
     assert "  compiler: none: CXX" in out
 
 
+@compiled
+def test_env_says_why_nothing_was_kept(call: Call, folder: Path) -> None:
+    """Guards against kernels that are built again in each process, without a word of why."""
+    folder.parent.write_text("")
+    code, out, _ = call("env")
+    assert code == 0
+    assert f"  library: built for this process alone: the cache folder {folder} cannot be written: " in out
+
+
 def test_help_of_build_needs_no_torch() -> None:
     """Guards against a help text that waits for torch."""
     code = (

@@ -73,5 +73,5 @@ def _cpu_kernels() -> dict[str, str]:
         return {"library": f"none: {error}", "compiler": compiler}
     sets = f"{', '.join(found.instruction_sets)} (in use: {found.instructions})"
     left_out = {f"without {name}": reason for name, reason in found.build.left_out.items()}
-    path = str(found.build.path) if found.kept else "built for this process alone"
+    path = f"built for this process alone: {found.uncached}" if found.uncached else str(found.build.path)
     return {"library": path, "compiler": found.build.compiler, "instruction_sets": sets} | left_out

@@ -27,14 +27,14 @@ class Library:
     """The loaded kernels.
 
     `functions`: its C functions, as attributes. `instruction_sets`: those that this processor can run, best
-    first. `instructions`: the one in use. `build`: where it came from. `kept`: it is in the cache; one that
-    is not was built for this process alone, and its file is gone.
+    first. `instructions`: the one in use. `build`: where it came from. `uncached`: why it is not in the
+    cache, if it was built for this process alone, and its file is gone.
     """
 
-    def __init__(self, built: Build, functions: ctypes.CDLL, kept: bool = True) -> None:
+    def __init__(self, built: Build, functions: ctypes.CDLL, uncached: str = "") -> None:
         self.build = built
         self.functions = functions
-        self.kept = kept
+        self.uncached = uncached
         self.instruction_sets = _words(functions.trisparse_instruction_sets())
         self.instructions = ""
 
@@ -126,7 +126,7 @@ def open_library(sources: Path, folder: Path | None = None, *, only: str | None 
         return open_cached(sources, folder or cache_folder(), only=only)
     except CacheError as error:
         LOG.warning("%s; building the CPU kernels for this process alone", error)
-        return _open_private(sources, only)
+        return _open_private(sources, only, str(error))
 
 
 def open_cached(sources: Path, folder: Path, *, force: bool = False, only: str | None = None) -> Library:
@@ -148,7 +148,7 @@ def open_cached(sources: Path, folder: Path, *, force: bool = False, only: str |
         return load(build(sources, folder, force=True, only=only))
 
 
-def _open_private(sources: Path, only: str | None) -> Library:
+def _open_private(sources: Path, only: str | None, reason: str) -> Library:
     try:
         place = Path(tempfile.mkdtemp(prefix="trisparse-"))
     except OSError as error:
@@ -156,15 +156,15 @@ def _open_private(sources: Path, only: str | None) -> Library:
     folder = place / "cpu"
     try:
         # once loaded, a library needs its file no longer
-        return load(build(sources, folder, only=only), kept=False)
+        return load(build(sources, folder, only=only), uncached=reason)
     finally:
         # the reason of a failure may name a log
         if not any(folder.glob("*.log")):
             shutil.rmtree(place, ignore_errors=True)
 
 
-def load(built: Build, kept: bool = True) -> Library:
-    """Load a built library and hand it torch's thread pool.
+def load(built: Build, uncached: str = "") -> Library:
+    """Load a built library, `uncached` for a reason or not, and hand it torch's thread pool.
 
     Raises:
         LoadError: the file cannot be loaded, or does not have our functions.
@@ -181,7 +181,7 @@ def load(built: Build, kept: bool = True) -> Library:
     os.register_at_fork(after_in_child=lambda: functions.trisparse_initialize(parallel_for, ONE_THREAD))
     usable = _words(functions.trisparse_instruction_sets())
     refused = {name: _REFUSED for name in built.instruction_sets if name not in usable}
-    found = Library(replace(built, left_out=built.left_out | refused), functions, kept)
+    found = Library(replace(built, left_out=built.left_out | refused), functions, uncached)
     if not found.instruction_sets:
         raise BuildError(f"this processor runs none of the instruction sets in {built.path}")
     asked = forced()

@@ -153,10 +153,15 @@ def window_attention(
 
 
 def gated_sum(compressed: Tensor, selected: Tensor, window: Tensor, gates: Tensor) -> Tensor:
-    """Eq. 5: the branches, each times its gate. Branches [B, T, H, E], gates [B, T, H, 3]."""
+    """Eq. 5: the branches, each times its gate. Branches [B, T, H, E], gates [B, T, H, 3].
+
+    A gate of 0 takes its branch away even where that is infinite or NaN.
+    """
     dtype = compute_dtype(compressed)
     branches = torch.stack([compressed, selected, window], dim=-1).to(dtype)
-    return (branches * gates.to(dtype)[..., None, :]).sum(dim=-1).to(compressed.dtype)
+    wide = gates.to(dtype)[..., None, :]
+    branches = branches.masked_fill((wide == 0) & ~branches.isfinite(), 0)
+    return (branches * wide).sum(dim=-1).to(compressed.dtype)
 
 
 def sparse_attention(

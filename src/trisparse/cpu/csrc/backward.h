@@ -34,7 +34,7 @@ std::vector<KeyTask> key_tasks(const Call<Engine>& call, const PackedCall<Engine
           const size_t block = size_t(tile / step);
           rows = inverted[index].first[block + 1] - inverted[index].first[block];
         }
-        const TileRange range{tile, std::min(tile + step, tiles)};
+        const Range range{tile, std::min(tile + step, tiles)};
         tasks.push_back({branch, int64_t(index), range});
         work.push_back(rows * (range.end - range.begin));
       }
@@ -55,7 +55,7 @@ Status query_pass(const Call<Engine>& call, PackedCall<Engine>& packed, const Ro
   const bool packs = call.has(kWindow) && !packed.shared;
   const int64_t parts = packs ? std::clamp<int64_t>(chunks / (threads * kPartChunks), 1, kParts) : 1;
   for (int64_t part = 0; part < parts; ++part) {
-    const TileRange range{chunks * part / parts, chunks * (part + 1) / parts};
+    const Range range{chunks * part / parts, chunks * (part + 1) / parts};
     Status status = pack_window(call, kBackwardForms, range, packed);
     if (status != kOk) return status;
     status = run_tasks(

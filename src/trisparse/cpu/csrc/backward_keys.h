@@ -18,7 +18,7 @@ constexpr int kRowVectors = kBlockRows / kLanes;
 struct KeyTask {
   int branch;
   int64_t sequence;
-  TileRange tiles;
+  Range tiles;
 };
 
 // Up to 256 rows as right operands, with their facts
@@ -80,7 +80,7 @@ class KeyGradWorker {
 
   // The rows of a sequence that may see some key of the task, in batches counted from row 0: what is added to
   // what must not depend on how many tiles a task has
-  TileRange visible_rows(const KeyTask& task, const Sequence& s) const {
+  Range visible_rows(const KeyTask& task, const Sequence& s) const {
     const Problem& p = call_.problem;
     const Keys keys = keys_of(task.branch, s);
     int64_t lowest = INT64_MAX, highest = 0;
@@ -118,7 +118,7 @@ class KeyGradWorker {
   }
 
   // Row number i of those that see the keys is row i of the sequence, or that of the i-th head of `tokens`
-  void over_rows(const KeyTask& task, const Sequence& sequence, TileRange range, const int32_t* tokens) {
+  void over_rows(const KeyTask& task, const Sequence& sequence, Range range, const int32_t* tokens) {
     const Keys keys = keys_of(task.branch, sequence);
     for (int64_t first = range.begin; first < range.end; first += RowBatch<Engine>::kRows) {
       const int64_t end = std::min(first + RowBatch<Engine>::kRows, range.end);

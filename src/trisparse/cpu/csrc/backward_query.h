@@ -3,7 +3,9 @@
 #pragma once
 #include "call.h"
 #include "row_facts.h"
-#include "selected.h"
+#include "gather.h"
+#include "scores.h"
+#include "walk.h"
 
 namespace trisparse::TRISPARSE_SET {
 
@@ -108,46 +110,26 @@ class QueryGradWorker {
 
   void compressed(const ChunkRows& rows, const ChunkFacts& facts) {
     const int64_t base = packed_.compressed.first_tile[size_t(rows.chunk.sequence)];
-    const KeyOrder& order = call_.order;
-    // a group of keys meets all rows of the chunk while it is in the second-level cache
-    const int64_t tiles = packed_.compressed.tiling.tiles(high()[rows.count() - 1]);
-    for (int64_t group = 0; group < tiles; group += kGroupTiles) {
-      for (int64_t first = 0; first < rows.count(); first += kPairRows) {
-        const int64_t end = std::min(first + kPairRows, rows.count());
-        const int64_t last = std::min(group + kGroupTiles, packed_.compressed.tiling.tiles(high()[end - 1]));
-        const int64_t least = high()[first];
-        attend(
-            packed_.compressed, base, {group, last}, neighbours(first, end), facts,
-            [&](int64_t t) {
-              return Columns{order.key.data() + t * kTileKeys, 0};
-            },
-            [&](int64_t t) { return order.last[size_t(t)] >= least; });
-      }
-    }
+    for_each_compressed_group(
+        call_.order, high(), 0, rows.count(),
+        [&](int64_t first, int64_t end, Range group, auto columns, auto masked) {
+          attend(packed_.compressed, base, group, neighbours(first, end), facts, columns, masked);
+        });
   }
 
   void window(const ChunkRows& rows, const ChunkFacts& facts) {
     const PackedBranch<Engine>& packed = packed_.window();
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
-    for (int64_t first = 0; first < rows.count(); first += kPairRows) {
-      const int64_t end = std::min(first + kPairRows, rows.count());
-      const int64_t low_last = low()[end - 1], high_first = high()[first];
-      const int64_t tiles_end = (high()[end - 1] + kTileKeys - 1) / kTileKeys;
-      for (TileRange range = group_from(low()[first] / kTileKeys, tiles_end); range.begin < tiles_end;
-           range = group_from(range.end, tiles_end)) {
-        attend(
-            packed, base, range, neighbours(first, end), facts,
-            [&](int64_t t) {
-              return Columns{packed.tiling.identity(), t * kTileKeys};
-            },
-            [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
-      }
-    }
+    for_each_window_group(
+        packed.tiling, low(), high(), rows.count(),
+        [&](int64_t first, int64_t end, Range group, auto columns, auto masked) {
+          attend(packed, base, group, neighbours(first, end), facts, columns, masked);
+        });
   }
 
   // A run of tiles for neighbouring rows
   template <class ColumnsOf, class MaskedOf>
-  void attend(const PackedBranch<Engine>& packed, int64_t base, TileRange range, const GradRows<Engine>& rows,
+  void attend(const PackedBranch<Engine>& packed, int64_t base, Range range, const GradRows<Engine>& rows,
               const ChunkFacts& facts, ColumnsOf columns, MaskedOf masked) {
     const int count = int(range.end - range.begin);
     if (count <= 0) return;
@@ -167,7 +149,6 @@ class QueryGradWorker {
     collect_pairs(call_.problem, rows, pairs_);
     const PackedBranch<Engine>& packed = packed_.selected;
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
-    const int64_t per_block = packed.tiling.tiles_per_block();
     const Shape& shape = call_.shape;
     for_each_tile_pair(
         pairs_, rows, call_.problem.select_block,
@@ -179,19 +160,16 @@ class QueryGradWorker {
             found.query[half] = gatherer_.left(tile_rows[half], query_.get(), shape.head_depth, half);
             found.grad[half] = grad_gatherer_.left(tile_rows[half], grad_.get(), shape.value_depth, half);
           }
-          for (int64_t part = 0; part < per_block; ++part) {
-            const int64_t tile = block * per_block + part;
-            const Span span = packed.tiling.span(tile, rows.sequence.tokens);
-            if (span.count > 0) step(packed, base + tile, span, found, facts, masked);
-          }
+          for_each_tile_of_block(packed.tiling, block, rows.sequence.tokens,
+                                 [&](int64_t tile, const Columns& columns, bool cut) {
+                                   step(packed, base + tile, columns, found, facts, masked || cut);
+                                 });
         });
   }
 
-  void step(const PackedBranch<Engine>& packed, int64_t tile, const Span& span, const GradRows<Engine>& rows,
-            const ChunkFacts& facts, bool masked) {
-    const bool cut = span.count < kTileKeys;
-    const Columns columns{cut ? short_columns_.of(span.count) : span.key, span.first};
-    gradients(packed, tile, rows, facts, columns, masked || cut, 0);
+  void step(const PackedBranch<Engine>& packed, int64_t tile, const Columns& columns,
+            const GradRows<Engine>& rows, const ChunkFacts& facts, bool masked) {
+    gradients(packed, tile, rows, facts, columns, masked, 0);
     const Element* left[2] = {place(0, 0), place(1, 0)};
     const int64_t depth = call_.shape.head_depth;
     float* out[2];
@@ -244,7 +222,6 @@ class QueryGradWorker {
   Buffer<float> sums_;
   Buffer<int32_t> limits_;
   std::vector<Pair> pairs_;
-  ShortColumns short_columns_;
   Buffer<float> scores_{kPairRows * kTileKeys}, products_{kPairRows * kTileKeys};
   Buffer<Element> gradients_{kPairRows * kGroupTiles * kTileKeys};
 };

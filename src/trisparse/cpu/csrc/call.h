@@ -118,7 +118,7 @@ inline bool few_rows(const Problem& p, const std::vector<Sequence>& sequences) {
   return pairs < blocks;
 }
 
-inline TileRange all_tiles(size_t, int64_t tiles) { return {0, tiles}; }
+inline Range all_tiles(size_t, int64_t tiles) { return {0, tiles}; }
 inline bool is_wanted(size_t, int64_t) { return true; }
 
 template <class Engine>
@@ -149,31 +149,31 @@ Status pack_selected(const Call<Engine>& call, Forms forms, bool few, PackedCall
 
 // The tiles that the windows of the chunks `part` reach into, [sequences]
 template <class Engine>
-std::vector<TileRange> window_tiles(const Call<Engine>& call, TileRange part) {
-  std::vector<TileRange> reached(call.sequences.size(), TileRange{0, 0});
+std::vector<Range> window_tiles(const Call<Engine>& call, Range part) {
+  std::vector<Range> reached(call.sequences.size(), Range{0, 0});
   for (int64_t index = part.begin; index < part.end; ++index) {
     const Chunk& chunk = call.chunks[size_t(index)];
     const int64_t first = chunk.position(call.sequences[size_t(chunk.sequence)]);
     const int64_t begin = visible_keys(call.problem, kWindow, first).low / kTileKeys;
     const int64_t high = visible_keys(call.problem, kWindow, first + chunk.tokens - 1).high;
     const int64_t end = std::max<int64_t>(0, high + kTileKeys - 1) / kTileKeys;
-    TileRange& range = reached[size_t(chunk.sequence)];
-    range = range.count() ? TileRange{std::min(range.begin, begin), std::max(range.end, end)}
-                          : TileRange{begin, end};
+    Range& range = reached[size_t(chunk.sequence)];
+    range = range.count() ? Range{std::min(range.begin, begin), std::max(range.end, end)}
+                          : Range{begin, end};
   }
   return reached;
 }
 
 // What the chunks `part` see of the window branch; what was packed before is given back
 template <class Engine>
-Status pack_window(const Call<Engine>& call, Forms forms, TileRange part, PackedCall<Engine>& packed) {
+Status pack_window(const Call<Engine>& call, Forms forms, Range part, PackedCall<Engine>& packed) {
   const Problem& p = call.problem;
   if (!call.has(kWindow) || packed.shared) return kOk;
   // tokens before the first row's window are as good as absent, also where they are not finite
   const auto keys = [&](const Sequence& s) {
     return Keys{s.first_token, s.tokens, first_window_key(p, s), p.window_ring};
   };
-  const std::vector<TileRange> reached = window_tiles(call, part);
+  const std::vector<Range> reached = window_tiles(call, part);
   const auto tiles = [&](size_t index, int64_t) { return reached[index]; };
   return pack_branch<Engine>(call.shape, p.data_type, call.sequences, p.branches[kWindow], forms, keys, tiles,
                              is_wanted, call.pool, packed.own_window);

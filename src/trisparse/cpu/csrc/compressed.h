@@ -58,23 +58,14 @@ class CompressedForward {
   void part(const Shape& shape, const ChunkRows& rows, const PackedBranch<Engine>& packed,
             const Element* query, const SoftmaxRows& state, bool with_values, int64_t begin, int64_t end) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
-    const int64_t tiles = order_.tiles_for(state.high[end - 1]);
     Hooks hooks{pooling_, begin, problem_.select != 0};
     if (problem_.select) pooling_.reset(end - begin);
-    for (int64_t group = 0; group < tiles; group += kGroupTiles) {
-      for (int64_t first = begin; first < end; first += kPairRows) {
-        const int64_t last = std::min(first + kPairRows, end);
-        const int64_t least = state.high[first];
-        RunGroup<Engine, true, Hooks> run(shape, state, query, first, last, scratch_, hooks);
-        run.attend(
-            packed, base, {group, std::min(group + kGroupTiles, order_.tiles_for(state.high[last - 1]))},
-            with_values,
-            [&](int64_t t) {
-              return Columns{order_.key.data() + t * kTileKeys, 0};
-            },
-            [&](int64_t t) { return order_.last[size_t(t)] >= least; });
-      }
-    }
+    for_each_compressed_group(
+        order_, state.high, begin, end,
+        [&](int64_t first, int64_t last, Range group, auto columns, auto masked) {
+          RunGroup<Engine, true, Hooks> run(shape, state, query, first, last, scratch_, hooks);
+          run.attend(packed, base, group, with_values, columns, masked);
+        });
   }
 
   // Eq. 10: the heads' scores, each over its total, added in the order of the heads

@@ -15,7 +15,8 @@ class AmxEngine {
  public:
   using Element = uint16_t;  // the bits of a bfloat16
   static constexpr bool kRounds = true;
-  static constexpr int kFewPanels = 1;  // of a product that takes no longer for having so few
+  // that a product must have to run at full rate
+  static constexpr int kFewPanels = 1;
 
   using Session = TileSession;
 

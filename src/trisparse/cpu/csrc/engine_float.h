@@ -11,8 +11,8 @@ class FloatEngine {
  public:
   using Element = float;
   static constexpr bool kRounds = false;  // does packing round an operand that was computed in float?
-  static constexpr int kFewPanels =
-      kLanes == 16 ? 2 : 1;  // of a product that takes no longer for having so few
+  // that a product must have to run at full rate
+  static constexpr int kFewPanels = kLanes == 16 ? 2 : 1;
 
   class Session {};  // nothing to set up per thread
 

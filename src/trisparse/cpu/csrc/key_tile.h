@@ -78,7 +78,8 @@ class Ahead {
 
  private:
   const char* row_ = nullptr;
-  int64_t bytes_ = 0, stride_ = 0, byte_ = 0;
+  int64_t bytes_ = 0, stride_ = 0;
+  [[maybe_unused]] int64_t byte_ = 0;  // not on every processor
   int rows_ = 0;
 };
 

@@ -2,8 +2,7 @@
 //
 // Left operands are plain rows. Right operands are packed in panels of 16 columns, all depths of a panel
 // together; how a panel orders its numbers is the engine's own affair. A product may run over several pieces
-// of depth
-// (`runs`), whose sums stay in registers from one piece to the next.
+// of depth (`runs`), whose sums stay in registers from one piece to the next.
 #pragma once
 #include <cstddef>
 #include <cstdint>

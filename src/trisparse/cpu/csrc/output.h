@@ -34,6 +34,8 @@ inline void finish_branch(const Problem& p, const Shape& shape, const ChunkRows&
     }
     if (p.out.data) {
       const float gate = gate_of(p, rows, row, index);
+      // takes a branch away even where it is infinite or NaN
+      if (gate == 0.0f) continue;
       float* to = whole + row * shape.value_depth;
       // a product with inverse * gate would be one multiplication less, but 0 * inf where a branch saw
       // nothing

@@ -144,8 +144,8 @@ struct PackedBranch {
   explicit PackedBranch(Tiling tiling) : tiling(std::move(tiling)) {}
 };
 
-// Tiles of keys, rows or chunks: begin <= index < end
-struct TileRange {
+// Tiles, rows or columns: begin <= index < end
+struct Range {
   int64_t begin, end;
 
   int64_t count() const { return std::max<int64_t>(0, end - begin); }
@@ -154,7 +154,7 @@ struct TileRange {
 // A sequence's share of a packing: what of its keys may be seen, and which tiles are given a place
 struct PackedSequence {
   Keys keys;
-  TileRange tiles;
+  Range tiles;
 };
 
 // Packs those tiles of a branch that are `wanted`, [places]; `parts` [sequences]
@@ -210,7 +210,7 @@ Status pack_branch(const Shape& shape, int32_t type, const std::vector<Sequence>
   std::vector<uint8_t> is_wanted;
   for (size_t index = 0; index < sequences.size(); ++index) {
     const Keys keys = keys_of(sequences[index]);
-    const TileRange tiles = tiles_of(index, packed.tiling.tiles(keys.count));
+    const Range tiles = tiles_of(index, packed.tiling.tiles(keys.count));
     parts.push_back({keys, tiles});
     for (int64_t tile = tiles.begin; tile < tiles.end; ++tile) is_wanted.push_back(wanted(index, tile));
   }

@@ -7,17 +7,9 @@
 #include "pack.h"
 #include "scores.h"
 #include "softmax.h"
+#include "walk.h"
 
 namespace trisparse::TRISPARSE_SET {
-
-constexpr int kGroupTiles =
-    4;  // 256 keys: their probabilities, and the values of two panels, fit the first-level cache
-
-// From `tile` to the end of its group, or to `end`. Groups are counted from tile 0, not from where a chunk's
-// rows begin: what is added to what must not depend on which rows go together.
-inline TileRange group_from(int64_t tile, int64_t end) {
-  return {tile, std::min((tile / kGroupTiles + 1) * kGroupTiles, end)};
-}
 
 template <class Engine>
 struct RunScratch {
@@ -45,7 +37,7 @@ class RunGroup {
 
   // `columns(tile)` says which keys, `masked(tile)` whether some row cannot see all of them
   template <class ColumnsOf, class MaskedOf>
-  void attend(const PackedBranch<Engine>& packed, int64_t packed_base, TileRange range, bool with_values,
+  void attend(const PackedBranch<Engine>& packed, int64_t packed_base, Range range, bool with_values,
               ColumnsOf columns, MaskedOf masked) {
     const int count = int(range.end - range.begin);
     if (count <= 0) return;

@@ -1,40 +1,11 @@
 // The selected branch of a chunk, block by block: a block's keys and values are read once for all rows of the
 // chunk that chose it (shared fetching), and tiles are full whatever the number of heads per group.
 #pragma once
-#include "chunk.h"
 #include "gather.h"
-#include "pairs.h"
 #include "scores.h"
-#include "visibility.h"
+#include "walk.h"
 
 namespace trisparse::TRISPARSE_SET {
-
-// Calls function(block, tiles, rows[2], masked) for every pair of row tiles of every chosen block, blocks
-// ascending
-template <class Function>
-inline void for_each_tile_pair(const std::vector<Pair>& pairs, const ChunkRows& rows, int64_t select_block,
-                               Function function) {
-  const int heads = rows.heads;
-  for (size_t begin = 0; begin < pairs.size();) {
-    size_t end = begin;
-    while (end < pairs.size() && pairs[end].block == pairs[begin].block) ++end;
-    const int64_t count = int64_t(end - begin) * heads;
-    for (int64_t first = 0; first < count; first += kPairRows) {
-      TileRows tiles[2];
-      for (int64_t index = first; index < std::min(first + kPairRows, count); ++index) {
-        TileRows& tile = tiles[(index - first) / kTileRows];
-        const Pair& pair = pairs[begin + size_t(index / heads)];
-        tile.index[tile.count++] = int32_t(pair.token * heads + index % heads);
-      }
-      // tokens ascend: the first is the one that may not see the whole block
-      const int64_t position =
-          rows.chunk.position(rows.sequence) + pairs[begin + size_t(first / heads)].token;
-      const bool masked = position < (int64_t(pairs[begin].block) + 1) * select_block - 1;
-      function(int64_t(pairs[begin].block), tiles[1].count > 0 ? 2 : 1, tiles, masked);
-    }
-    begin = end;
-  }
-}
 
 template <class Engine>
 class SelectedForward {
@@ -49,31 +20,29 @@ class SelectedForward {
               const Element* query, const SoftmaxRows& state) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     collect_pairs(problem_, rows, pairs_);
-    const int64_t per_block = packed.tiling.tiles_per_block();
     for_each_tile_pair(pairs_, rows, problem_.select_block,
                        [&](int64_t block, int tiles, const TileRows* tile_rows, bool masked) {
-                         for (int64_t part = 0; part < per_block; ++part) {
-                           const int64_t tile = block * per_block + part;
-                           const Span span = packed.tiling.span(tile, rows.sequence.tokens);
-                           if (span.count <= 0) continue;
-                           step(shape, packed, base + tile, span, tiles, tile_rows,
-                                masked || span.count < kTileKeys, query, state);
-                         }
+                         for_each_tile_of_block(
+                             packed.tiling, block, rows.sequence.tokens,
+                             [&](int64_t tile, const Columns& columns, bool cut) {
+                               step(shape, packed, base + tile, columns, tiles, tile_rows, masked || cut,
+                                    query, state);
+                             });
                        });
   }
 
  private:
-  void step(const Shape& shape, const PackedBranch<Engine>& packed, int64_t tile, const Span& span, int tiles,
-            const TileRows* rows, bool masked, const Element* query, const SoftmaxRows& state) {
+  void step(const Shape& shape, const PackedBranch<Engine>& packed, int64_t tile, const Columns& columns,
+            int tiles, const TileRows* rows, bool masked, const Element* query, const SoftmaxRows& state) {
     const Element* left[2];
     for (int half = 0; half < tiles; ++half)
       left[half] = gatherer_.left(rows[half], query, shape.head_depth, half);
     tile_scores<Engine>(tiles, left, shape.head_depth, packed.key_columns.tile(tile), scores_.get());
     for (int half = 0; half < tiles; ++half) {
       if (masked) {
-        probabilities<true>(shape, half, rows[half], span, state);
+        probabilities<true>(shape, half, rows[half], columns, state);
       } else {
-        probabilities<false>(shape, half, rows[half], span, state);
+        probabilities<false>(shape, half, rows[half], columns, state);
       }
     }
     const Element* weights[2] = {place(0), place(1)};
@@ -86,10 +55,8 @@ class SelectedForward {
   }
 
   template <bool masked>
-  void probabilities(const Shape& shape, int half, const TileRows& rows, const Span& span,
+  void probabilities(const Shape& shape, int half, const TileRows& rows, const Columns& columns,
                      const SoftmaxRows& state) {
-    // columns past the block or the last token hold no key: give them positions in everybody's future
-    const Columns columns{span.count < kTileKeys ? short_columns_.of(span.count) : span.key, span.first};
     exponentiate<Engine, kPrecise, masked>(
         scores_.get() + half * kTileRows * kTileKeys, rows, columns, shape, state, place(half),
         [&](int, int64_t row, float factor) { state.rescale(row, factor); }, [](int, const Floats*) {});
@@ -102,7 +69,6 @@ class SelectedForward {
   RowGatherer<Engine> gatherer_;
   Buffer<float> scores_{kPairRows * kTileKeys};
   Buffer<Element> probabilities_{kPairRows * kTileKeys};
-  ShortColumns short_columns_;
 };
 
 }  // namespace trisparse::TRISPARSE_SET

@@ -28,6 +28,15 @@ class TileAttention {
  public:
   using Element = typename Engine::Element;
 
+  TileAttention(const Shape& shape, int32_t type, int columns)
+      : shape_(shape),
+        exponent_(shape),
+        keys_in_place_(Engine::in_place(type) && shape.head_dim == shape.head_depth),
+        values_whole_(shape.value_dim == shape.value_depth),
+        rows_(kTileKeys * std::max(shape.head_depth, shape.value_depth)),
+        weights_(columns * kTileKeys),
+        scores_(kTileKeys * columns) {}
+
   // The tile and source that `attend` will be given after the next one
   void expect(const KeyTile& tile, const TileSource& source) {
     next_key_ = Ahead(source.key, tile, shape_.head_dim);
@@ -37,15 +46,6 @@ class TileAttention {
   }
 
   void expect_nothing() { next_key_ = next_value_ = Ahead(); }
-
-  TileAttention(const Shape& shape, int32_t type, int columns)
-      : shape_(shape),
-        exponent_(shape),
-        keys_in_place_(Engine::in_place(type) && shape.head_dim == shape.head_depth),
-        values_whole_(shape.value_dim == shape.value_depth),
-        rows_(kTileKeys * std::max(shape.head_depth, shape.value_depth)),
-        weights_(columns * kTileKeys),
-        scores_(kTileKeys * columns) {}
 
   // `pooling` may be null; `index` counts the tiles of the rows' run
   template <bool precise>
@@ -174,13 +174,9 @@ class TileAttention {
     ask(kProductShare);
   }
 
-  struct Columns {
-    int begin, end;
-  };
-
   // rows_ [columns][padded]; zeros where the tile has no key, for 0 * NaN would be NaN
-  void stage(const KeyTile& tile, const KeyPlace& place, Columns columns, int count, int padded) {
-    for (int column = columns.begin; column < columns.end; ++column) {
+  void stage(const KeyTile& tile, const KeyPlace& place, Range columns, int count, int padded) {
+    for (int64_t column = columns.begin; column < columns.end; ++column) {
       Element* to = rows_.get() + (column - columns.begin) * padded;
       if (tile.key[column] == kNoKey) {
         std::fill(to, to + padded, Element(0));

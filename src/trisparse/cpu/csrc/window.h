@@ -15,23 +15,12 @@ class WindowForward {
               const Element* query, const SoftmaxRows& state) {
     const int64_t base = packed.first_tile[size_t(rows.chunk.sequence)];
     NoHooks hooks;
-    for (int64_t first = 0; first < rows.count(); first += kPairRows) {
-      const int64_t end = std::min(first + kPairRows, rows.count());
-      RunGroup<Engine, kPrecise, NoHooks> group(shape, state, query, first, end, scratch_, hooks);
-      // limits of the first row are the lowest, those of the last the highest
-      const int64_t low_first = state.low[first], low_last = state.low[end - 1];
-      const int64_t high_first = state.high[first], high_last = state.high[end - 1];
-      const int64_t tiles_end = (high_last + kTileKeys - 1) / kTileKeys;
-      for (TileRange range = group_from(low_first / kTileKeys, tiles_end); range.begin < tiles_end;
-           range = group_from(range.end, tiles_end)) {
-        group.attend(
-            packed, base, range, true,
-            [&](int64_t t) {
-              return Columns{packed.tiling.identity(), t * kTileKeys};
-            },
-            [&](int64_t t) { return t * kTileKeys < low_last || (t + 1) * kTileKeys > high_first; });
-      }
-    }
+    for_each_window_group(
+        packed.tiling, state.low, state.high, rows.count(),
+        [&](int64_t first, int64_t end, Range group, auto columns, auto masked) {
+          RunGroup<Engine, kPrecise, NoHooks> run(shape, state, query, first, end, scratch_, hooks);
+          run.attend(packed, base, group, true, columns, masked);
+        });
   }
 
  private:
