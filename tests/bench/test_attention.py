@@ -7,7 +7,7 @@ import pytest
 
 from trisparse import api, backends
 from trisparse.bench import attention
-from trisparse.report import latency
+from trisparse.report import latency, speedup
 from trisparse.report.measurement import ATTENTION_COLUMNS as COLUMNS
 from trisparse.report.measurement import TIMES
 
@@ -29,6 +29,16 @@ def test_rows_fit_the_columns_and_the_figure():
     ]
     assert {row["gate"] for row in rows} == {"pass"}
     assert len(latency.draw(rows).axes) == 2
+
+
+def test_long_cases_are_measured_without_full_attention():
+    """Guards against hours for a baseline that nobody asked for, and figures that cannot do without one."""
+    rows = attention.run([64, 160], backends=["torch"], directions=["backward"], baseline_limit=64, **SIZES)
+    found = [(row["tokens"], row["backend"]) for row in rows]
+    assert found == [("64", "sdpa"), ("64", "torch"), ("160", "torch")]
+    latency.draw(rows)
+    speedup.draw(rows)
+    assert "backward at 160 tokens" in speedup.explain(rows)
 
 
 def test_wrong_backend_gets_a_red_row_without_times(monkeypatch: pytest.MonkeyPatch):

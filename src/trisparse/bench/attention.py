@@ -1,5 +1,6 @@
 """The attention benchmark: our backends against PyTorch's full attention, as rows of attention.csv."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ def run(
     backends: Sequence[str] = ("auto",),
     parts: bool = False,
     directions: Sequence[str] = ("forward", "backward"),
+    baseline_limit: int | None = None,
     samples: int = 9,
     seconds_per_case: float = 20.0,
     config: SparseConfig | None = None,
@@ -52,6 +54,7 @@ def run(
         backends: names as `sparse_attention` takes them; "sdpa" comes first whether named or not.
         parts: beside each backend also measure its parts alone (`part.PARTS`), as "cpu:window".
         directions: some of "forward", "backward", "forward+backward".
+        baseline_limit: "sdpa" is left out of longer cases, in which it may take hours; None for no limit.
         samples, seconds_per_case: a case is timed that often, or until that time is spent.
         on_row: called with each row as soon as there is one.
 
@@ -79,6 +82,7 @@ def run(
     bench = _Bench(
         _contenders(backends, torch.device(device).type, dtype, parts),
         Gate(torch.device(device)),
+        math.inf if baseline_limit is None else baseline_limit,
         samples,
         seconds_per_case,
     )
@@ -114,13 +118,19 @@ def _contenders(backends: Sequence[str], device: str, dtype: torch.dtype, parts:
 class _Bench:
     contenders: list[Contender]
     gate: Gate
+    baseline_limit: float
     samples: int
     seconds: float
 
     def measure(self, case: Case, direction: str) -> Rows:
         """A row per contender; those that passed their check are timed in turns."""
         gradients = direction != "forward"
-        contenders = [each for each in self.contenders if each.differentiable or not gradients]
+        contenders = [
+            each
+            for each in self.contenders
+            if (each.differentiable or not gradients)
+            and (each.name != BASELINE or case.tokens <= self.baseline_limit)
+        ]
         verdicts = {each.name: self.gate.judge(each, case, gradients=gradients) for each in contenders}
         calls = {
             each.name: _prepare(each, case, direction, self.gate.device)

@@ -37,6 +37,9 @@ def attention(
     groups: Annotated[int, typer.Option(min=1, help="Key/value groups; divides heads.")] = 1,
     head_dim: Annotated[int, typer.Option(min=1)] = 128,
     value_dim: Annotated[int, typer.Option(min=1)] = 128,
+    baseline_limit: Annotated[
+        int | None, typer.Option(min=0, help="Leave full attention out of longer cases.")
+    ] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Also time each branch alone.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each case.")] = 30.0,
@@ -59,6 +62,7 @@ def attention(
         backends=backends.split(","),
         parts=parts,
         directions=directions.split(","),
+        baseline_limit=baseline_limit,
         samples=samples,
         seconds_per_case=seconds,
         device=device_named(device),
