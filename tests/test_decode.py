@@ -1,11 +1,14 @@
 """`sparse_decode`: every row of a ragged batch gets what `sparse_attention` gives it alone."""
 
+import re
 from dataclasses import replace
 
 import pytest
 import torch
+from arguments import WHOLE, arguments
 from decoding import make_decoding
 from operators import Operators
+from wrong_arguments import BAD
 
 import trisparse
 from trisparse import SparseConfig, backends
@@ -233,6 +236,11 @@ def wrong(call, **changes):
     return {**arguments, "window_ring": call.ring, **changes}
 
 
+# what a GPU does not look at, for the values of `starts` would have to come to the host
+VALUES_OF_STARTS = ("^starts: expected every row", "^key_cmp: expected room")
+
+
+@pytest.mark.parametrize("backend", usable_backends(torch.float32))
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -263,13 +271,54 @@ def wrong(call, **changes):
         (lambda _: {"backend": "cuda"}, "^backend: expected"),
     ],
 )
-def test_wrong_argument_is_named(change, message):
+def test_wrong_argument_is_named(change, message, backend):
     """Also after a right call: what was found right once is not looked at again."""
-    call = make_decoding([40, 70], 2, SMALL, ring=True)
-    sparse_decode(**wrong(call))
-    sparse_decode(**wrong(call, scale=1.0))
+    device = device_of(backend)
+    if torch.device(device).type != "cpu" and message.startswith(VALUES_OF_STARTS):
+        pytest.skip("the values of starts are looked at on a CPU alone")
+    call = make_decoding([40, 70], 2, SMALL, ring=True).to(device)
+    sparse_decode(**wrong(call, backend=backend))
+    sparse_decode(**wrong(call, backend=backend, scale=1.0))
     with pytest.raises((TypeError, ValueError), match=message):
-        sparse_decode(**wrong(call, **change(call)))
+        sparse_decode(**wrong(call, **{"backend": backend, **change(call)}))
+
+
+# a step has no documents, begins where `starts` say, and may have room for more blocks than there are
+TABLE = [
+    pytest.param(*rest, id=label)
+    for label, functions, *rest in BAD
+    if WHOLE in functions and not {"cu_seqlens", "query_start"} & rest[0].keys() and "block too" not in label
+]
+
+
+def step_of(given, backend):
+    """A step whose tokens are all new, by the arguments of `sparse_attention`."""
+    device = device_of(backend)
+    g = {
+        name: x.to(device) if isinstance(x, torch.Tensor) and x.device.type == "cpu" else x
+        for name, x in given.items()
+    }
+    pairs = [(g[f"key_{branch}"], g[f"value_{branch}"]) for branch in ("cmp", "slc", "win")]
+    starts = torch.zeros(2, dtype=torch.int32, device=device)
+    more = {"scale": g["scale"], "backend": backend}
+    return sparse_decode(g["query"], *pairs, g["gates"], starts, g["config"], **more)
+
+
+@pytest.mark.parametrize(("change", "error", "name", "words"), TABLE)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_wrong_argument_of_the_whole_op_is_named_alike(change, error, name, words):
+    """Guards a step against what the whole op refuses, and against backends with errors of their own."""
+    given, messages = arguments() | {key: make() for key, make in change.items()}, set()
+    for backend in usable_backends(torch.float32):
+        step_of(arguments(), backend)
+        with pytest.raises(error) as caught:
+            step_of(given, backend)
+        assert type(caught.value) is error
+        messages.add(str(caught.value).replace("cuda:0", "cpu"))
+    (message,) = messages
+    assert re.match(rf"{name}\b.*: expected ", message), message
+    for word in words:
+        assert word in message, message
 
 
 @pytest.mark.parametrize("backend", usable_backends(torch.float32))

@@ -1,7 +1,7 @@
 """Every check that does not depend on the backend, once; each error begins with the argument's name."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,35 @@ from trisparse.config import MAX_SLOTS, SparseConfig
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def tensor(name: str, value: Any, rank: int) -> None:
-    """`value` is a dense tensor of `rank` dimensions that lives somewhere."""
+def any_tensor(name: str, value: Any) -> None:
+    """`value` is a tensor, whatever is in it."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {type(value).__name__}")
+
+
+def integer(name: str, number: Any) -> int:
+    """The value of `number`, an int or an integer tensor of one element."""
+    value = number.item() if isinstance(number, Tensor) and number.numel() == 1 else number
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected an int, got {type(value).__name__} {value!r}")
+    return value
+
+
+def integers(name: str, numbers: Any) -> list[int]:
+    """`numbers` as a list, where they are ints in a sequence or in an integer tensor [N]."""
+    values = numbers.tolist() if isinstance(numbers, Tensor) else numbers
+    if not isinstance(values, Iterable):
+        raise TypeError(f"{name}: expected ints, got {type(numbers).__name__} {numbers!r}")
+    values = list(values)
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}: expected ints, got {type(value).__name__} {value!r}")
+    return values
+
+
+def tensor(name: str, value: Any, rank: int) -> None:
+    """`value` is a dense tensor of `rank` dimensions that lives somewhere."""
+    any_tensor(name, value)
     if value.is_nested or value.layout != torch.strided or value.is_quantized:
         raise NotImplementedError(f"{name}: expected a dense tensor, got layout {value.layout}")
     if value.device.type == "meta":

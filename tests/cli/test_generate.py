@@ -1,6 +1,8 @@
 """`trisparse generate`: its prompts, its numbers."""
 
+import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,6 @@ from .conftest import Call
 
 def test_numbers_are_those_of_the_run(call: Call, model_folder: Path) -> None:
     """Guards counts that are off by the prompt or by one, and bytes of another cache."""
-    from trisparse.models import TrisparseConfig
-
     words = ("generate", str(model_folder), "--prompt", "spam " * 50, "--max-new-tokens", "12")
     code, out, _ = call(*words, "--temperature", "0", "--json")
     numbers = json.loads(out)
@@ -22,17 +22,53 @@ def test_numbers_are_those_of_the_run(call: Call, model_folder: Path) -> None:
     assert 2 <= numbers["new_tokens"] <= 12
     # the last token was chosen and never read
     assert numbers["cached_tokens"] == 250 + numbers["new_tokens"] - 1
-    config = TrisparseConfig.from_pretrained(model_folder)
-    token = 2 * config.num_key_value_heads * config.head_dim * 4
-    assert numbers["dense_bytes_read_per_token"] == token * numbers["cached_tokens"]
-    assert 0 < numbers["bytes_read_per_token"] < 3 * numbers["dense_bytes_read_per_token"]
-    assert numbers["cache_bytes"] > token * numbers["cached_tokens"]
+    held = numbers["cached_tokens"]
+    # one group of 16 + 16 channels in fp32; blocks of 16 by 8, eight of 32 selected, a window of 128
+    token = (16 + 16) * 4
+    assert numbers["dense_bytes_read_per_token"] == token * held
+    assert numbers["bytes_read_per_token"] == token * ((held - 16) // 8 + 1 + min(held, 8 * 32) + 128)
+    # raw tokens, compressed ones, the ring of the window, the ring of the blocks
+    assert numbers["cache_bytes"] == token * ((256 if held <= 256 else 320) + 64 + 192 + 128)
     assert numbers["prefill_tokens_per_second"] > 0
     assert numbers["decode_tokens_per_second"] == pytest.approx(
         1000 / numbers["decode_ms_per_token"], rel=0.01
     )
     assert numbers["backend"] in ("cpu", "torch")
     assert (numbers["instructions"] is None) == (numbers["backend"] == "torch")
+
+
+def test_bytes_of_a_model_with_full_attention_in_one_layer(call: Call, tmp_path: Path) -> None:
+    """Guards against layers that are all counted as sparse, and values as wide as keys."""
+    from trisparse.data.tokenizer import byte_tokenizer
+    from trisparse.models import TrisparseForCausalLM
+    from trisparse.models.presets import model_config
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "value_head_dim": 8}
+    config = model_config("tiny", attention=["nsa", "gated_full", "nsa"], eos_token_id=None, **sizes)
+    TrisparseForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    words = ("generate", str(tmp_path), "--prompt", "spam " * 200, "--tokens", "3", "--json")
+    code, out, _ = call(*words)
+    numbers = json.loads(out)
+    assert code == 0
+    assert numbers["cached_tokens"] == 1002
+    token = (16 + 8) * 4
+    assert numbers["dense_bytes_read_per_token"] == token * 3 * 1002
+    assert numbers["bytes_read_per_token"] == token * (2 * (124 + 256 + 128) + 1002)
+
+
+@pytest.mark.parametrize("verb", ["generate", "chat"])
+def test_last_line_says_how_fast_it_was(
+    call: Call, model_folder: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Guards the one line of numbers that everyone reads: a speed, and what a token costs."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("spam\n"))
+    words = ("--prompt", "spam\n") if verb == "generate" else ()
+    code, _, err = call(verb, str(model_folder), *words, "--tokens", "5", "--temperature", "0")
+    assert code == 0
+    number = r"\d+\.\d"
+    line = rf"\d tokens, {number} tokens/s; reads {number} MiB a token, full attention {number}"
+    assert re.fullmatch(line, err.splitlines()[-1]), err
 
 
 def test_stats_follow_the_text(call: Call, model_folder: Path, tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """Assisted decoding: candidates that are guessed and taken back change nothing but the number of calls."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, StaticCache
 
 from trisparse.models import TrisparseForCausalLM
 
@@ -95,10 +97,54 @@ def test_long_drafts_that_are_refused_change_nothing_of_the_text(kind: str, gues
 
 
 def test_draft_that_is_too_long_to_be_taken_back_is_named() -> None:
-    """Guards the limit of 64 guesses a call against wrong text."""
+    """Guards the limit of 64 guesses a call against wrong text, and a way out that can be followed."""
     model, ids = model_of(), ids_of(1, 7).repeat(1, 60)
-    with pytest.raises(ValueError, match="expected at most max_rollback=64 tokens less"):
-        generated(model, ids, prompt_lookup_num_tokens=300, max_new_tokens=310)
+    settings: dict[str, Any] = {"prompt_lookup_num_tokens": 300, "max_new_tokens": 310}
+    settings["stopping_criteria"] = [lambda text, _: torch.tensor([text.shape[1] >= ids.shape[1] + 6])]
+    with pytest.raises(
+        ValueError,
+        match=r"^lengths: expected at most max_rollback=64 tokens less.* larger config\.max_rollback",
+    ):
+        generated(model, ids, **settings)
+    expected = greedy_without_cache(model, ids, steps=6)
+    model.config.max_rollback = 300
+    assert torch.equal(generated(model, ids, **settings)[:, :6], expected)
+
+
+def test_assistant_takes_back_as_much_as_its_own_configuration_says() -> None:
+    """Guards the cache of the assistant, which transformers makes where nobody can hand one over."""
+    model, ids = model_of(), ids_of(1, 30)
+    expected = greedy_without_cache(model, ids, steps=2)
+    helper = assistant()
+    helper.config.max_rollback = model.config.max_rollback = 140
+    helper.generation_config.assistant_confidence_threshold = 0.0
+    helper.generation_config.num_assistant_tokens = 140
+    forwards = Forwards(model)
+    out = generated(
+        model,
+        ids,
+        assistant_model=helper,
+        max_new_tokens=200,
+        stopping_criteria=[lambda text, _: torch.tensor([text.shape[1] >= ids.shape[1] + 2])],
+    )
+    assert torch.equal(out[:, :2], expected)
+    assert forwards.tokens[0] == 30 + 140
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["growing", "static"])
+def test_cache_of_a_model_reaches_back_as_far_as_the_configuration_says(static: bool) -> None:
+    """Guards the number of tokens that a crop may take back, in both caches of transformers."""
+    model, ids = tiny_model(max_rollback=200, tie_word_embeddings=False).double(), ids_of(1, 600)
+    cache: Any = DynamicCache(config=model.config)
+    if static:
+        cache = StaticCache(config=model.config, max_cache_len=600)
+    with torch.no_grad():
+        for token in ids[:, :500].split(100, dim=1):
+            model(token, past_key_values=cache)
+        cache.crop(-200)
+        out = model(ids[:, 300:310], past_key_values=cache).logits
+        expected = model(ids[:, :310], use_cache=False).logits[:, 300:]
+    torch.testing.assert_close(out, expected, rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize("candidates", [1, 6, 60])

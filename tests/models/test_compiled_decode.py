@@ -43,3 +43,21 @@ def test_compiled_steps_choose_the_same_tokens_and_compile_once(kind: str, stati
     assert torch.equal(torch.cat(tokens, dim=1), greedy_without_cache(model, ids, steps))
     assert counts == [counts[0]] * steps
     assert counts[0] > 0
+
+
+# torch itself, where it imports its compiler
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_steps_compiled_as_users_compile_them_choose_the_same_tokens() -> None:
+    """Guards against a norm, or a SwiGLU, that the default backend fuses into another one."""
+    model, ids, steps = model_of("mixed"), ids_of(2, 21), 8
+    step, cache, tokens = torch.compile(model.forward), DynamicCache(config=model.config), []
+    with torch.no_grad():
+        logits = model(ids, past_key_values=cache).logits
+        for _ in range(steps):
+            tokens.append(logits[:, -1:].argmax(dim=-1))
+            logits = step(tokens[-1], past_key_values=cache, use_cache=True).logits
+    whole = torch.cat(tokens, dim=1)
+    assert torch.equal(whole, greedy_without_cache(model, ids, steps))
+    with torch.no_grad():
+        expected = model(torch.cat([ids, whole], dim=1), use_cache=False).logits[:, -1:]
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-10)

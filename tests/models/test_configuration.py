@@ -46,6 +46,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_
         ({"rope_parameters": YARN | {"mscale": 0.7}}, r"^rope_parameters: expected mscale None"),
         ({"rope_parameters": YARN | {"factor": float("nan")}}, r"^factor: expected at least 1"),
         ({"num_attention_heads": 0}, r"^num_attention_heads: expected at least 1, got 0"),
+        ({"max_rollback": -1}, r"^max_rollback: expected at least 0, got -1"),
         ({"backend": "cuda"}, r"^backend: expected auto, reference, torch, cpu, triton; got 'cuda'"),
     ],
 )
@@ -85,6 +86,7 @@ def test_saved_configuration_loads_equal(tmp_path: Path) -> None:
         compressor="linear",
         shared_kv=True,
         value_head_dim=6,
+        max_rollback=200,
     )
     config.save_pretrained(tmp_path)
     loaded = AutoConfig.from_pretrained(tmp_path)

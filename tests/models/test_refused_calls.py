@@ -42,6 +42,19 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "position_ids: expected positions from 18",
     ),
     "positions from the start": ({"position_ids": torch.arange(4)[None]}, "position_ids: expected positions"),
+    "one position for all": ({"position_ids": torch.tensor([[21]])}, r"position_ids: expected \[1 or 2, 4\]"),
+    "too many positions": (
+        {"position_ids": torch.arange(18, 24)[None]},
+        r"position_ids: expected \[1 or 2, 4\], got \[1, 6\]",
+    ),
+    "positions of three rows": (
+        {"position_ids": torch.arange(18, 22).expand(3, 4)},
+        r"position_ids: expected \[1 or 2, 4\], got \[3, 4\]",
+    ),
+    "positions without a batch": (
+        {"position_ids": torch.arange(18, 22)},
+        r"position_ids: expected \[1 or 2, 4\], got \[4\]",
+    ),
     "positions of one row": (
         {"position_ids": torch.tensor([[18, 19, 20, 21], [17, 18, 19, 20]])},
         "position_ids: expected positions from 18",
@@ -52,7 +65,44 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "past_key_values: expected a batch of 2 rows, got 1",
     ),
     "unknown token": ({"input_ids": torch.full((2, 4), 40)}, "input_ids: expected ids below vocab_size=40"),
+    "tokens without a batch": ({"input_ids": ids_of(2, 4)[0]}, r"input_ids: expected \[B, T\], got \[4\]"),
+    "embeddings of another width": (
+        {"input_ids": None, "inputs_embeds": torch.zeros(2, 4, 15).double()},
+        r"inputs_embeds: expected \[B, T, 16\], got \[2, 4, 15\]",
+    ),
     "nothing": ({"input_ids": None}, "input_ids: expected either input_ids or inputs_embeds"),
+}
+
+
+# the same for what is of another type
+OF_ANOTHER_TYPE: dict[str, tuple[dict[str, Any], str]] = {
+    "list of tokens": ({"input_ids": [[1, 2], [3, 4]]}, "input_ids: expected a torch.Tensor, got list"),
+    "fractions of tokens": (
+        {"input_ids": torch.ones(2, 4)},
+        "input_ids: expected int64 or int32, got torch.float32",
+    ),
+    "list as mask": (
+        {"attention_mask": [[1] * 22] * 2},
+        "attention_mask: expected a torch.Tensor, got list",
+    ),
+    "list of positions": (
+        {"position_ids": [[18, 19, 20, 21]]},
+        "position_ids: expected a torch.Tensor, got list",
+    ),
+    "fractions of positions": (
+        {"position_ids": torch.arange(18.0, 22.0)[None]},
+        "position_ids: expected int64 or int32, got torch.float32",
+    ),
+    "list of labels": ({"labels": [[1] * 4] * 2}, "labels: expected a torch.Tensor, got list"),
+    "fractions of labels": ({"labels": torch.ones(2, 4)}, "labels: expected int64, got torch.float32"),
+    "list of embeddings": (
+        {"input_ids": None, "inputs_embeds": [[[0.0] * 16]]},
+        "inputs_embeds: expected a torch.Tensor, got list",
+    ),
+    "narrow embeddings": (
+        {"input_ids": None, "inputs_embeds": torch.zeros(2, 4, 16)},
+        "inputs_embeds: expected torch.float64, got torch.float32",
+    ),
 }
 
 
@@ -83,6 +133,115 @@ def test_refused_call_leaves_the_cache_as_it_was(kind: str, fault: str) -> None:
     arguments = {"input_ids": ids_of(2, 4)} | others
     with torch.no_grad(), pytest.raises(ValueError, match=f"^{message}"):
         model(**arguments, past_key_values=cache)
+    check_it_goes_on(model, cache)
+
+
+@pytest.mark.parametrize("fault", OF_ANOTHER_TYPE)
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_argument_of_another_type_is_named(kind: str, fault: str) -> None:
+    """Guards against errors from inside of PyTorch, which name nothing that the caller wrote."""
+    model = model_of(kind)
+    cache = filled(model)
+    others, message = OF_ANOTHER_TYPE[fault]
+    arguments = {"input_ids": ids_of(2, 4)} | others
+    with torch.no_grad(), pytest.raises(TypeError, match=f"^{message}"):
+        model(**arguments, past_key_values=cache)
+    with torch.no_grad(), pytest.raises(TypeError, match=f"^{message.split(':')[0]}: "):
+        model(**arguments, use_cache=False)
+    check_it_goes_on(model, cache)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (1, 1), (1, 5), (3, 4), (4,)], ids=str)
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+def test_positions_of_another_shape_are_refused_without_a_cache(padded: bool, shape: tuple[int, ...]) -> None:
+    """Guards against one position that is taken for all, where each token then was a document."""
+    model, mask = model_of(), torch.ones(2, 4, dtype=torch.long)
+    mask[1, 0] = 0 if padded else 1
+    wrong = torch.zeros(shape, dtype=torch.long)
+    with torch.no_grad(), pytest.raises(ValueError, match=r"^position_ids: expected \[1 or 2, 4\], got \["):
+        model(ids_of(2, 4), attention_mask=mask, position_ids=wrong, use_cache=False)
+
+
+# a norm whose input and weight differ is slower, and says so
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+def test_embeddings_of_another_dtype_are_taken_in_autocast() -> None:
+    """Guards the check of their dtype against refusing what autocast would cast."""
+    model = tiny_model()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(inputs_embeds=torch.zeros(1, 4, 16, dtype=torch.bfloat16), use_cache=False)
+    assert out.logits.isfinite().all()
+
+
+# what is asked of a filled cache -> the error
+WRONG_OF_A_CACHE: dict[str, tuple[Callable[[DynamicCache], Any], type[Exception], str]] = {
+    "part of a token": (
+        lambda cache: cache.crop(-2.7),  # type: ignore[arg-type]
+        TypeError,
+        "tokens_to_remove: expected an int, got float -2.7",
+    ),
+    "part of a token in a tensor": (
+        lambda cache: cache.crop(torch.tensor(-2.7)),  # type: ignore[arg-type]
+        TypeError,
+        "tokens_to_remove: expected an int, got float -2.7",
+    ),
+    "as many tokens as False": (
+        lambda cache: cache.crop(False),
+        TypeError,
+        "tokens_to_remove: expected an int, got bool False",
+    ),
+    "no row": (
+        lambda cache: cache.batch_repeat_interleave(0),
+        ValueError,
+        "repeats: expected at least 1, got 0",
+    ),
+    "fewer rows than none": (
+        lambda cache: cache.batch_repeat_interleave(-1),
+        ValueError,
+        "repeats: expected at least 1, got -1",
+    ),
+    "half a row": (
+        lambda cache: cache.batch_repeat_interleave(1.5),  # type: ignore[arg-type]
+        TypeError,
+        "repeats: expected an int, got float 1.5",
+    ),
+    "mask of three rows": (
+        lambda cache: cache.batch_select_indices(torch.tensor([True, False, False])),
+        ValueError,
+        r"indices: expected a mask of \[2\], got \[3\]",
+    ),
+    "mask of one row": (
+        lambda cache: cache.batch_select_indices(torch.tensor([True])),
+        ValueError,
+        r"indices: expected a mask of \[2\], got \[1\]",
+    ),
+    "fractions of rows": (
+        lambda cache: cache.batch_select_indices(torch.tensor([1.0, 0.0])),
+        TypeError,
+        "indices: expected ints, got float 1.0",
+    ),
+    "fractions of beams": (
+        lambda cache: cache.reorder_cache(torch.tensor([1.0, 0.0])),  # type: ignore[arg-type]
+        TypeError,
+        "indices: expected ints, got float 1.0",
+    ),
+    "row that is not there": (
+        lambda cache: cache.batch_select_indices(torch.tensor([0, 2])),
+        ValueError,
+        r"indices: expected rows 0 \.\. 1, got \[0, 2\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG_OF_A_CACHE)
+@pytest.mark.parametrize("kind", ["nsa", "mixed"])
+def test_cache_refuses_by_name_and_stays_as_it_was(kind: str, fault: str) -> None:
+    """Guards against rows that are dropped, or out of step, without a word."""
+    model = model_of(kind)
+    cache = filled(model)
+    act, error, message = WRONG_OF_A_CACHE[fault]
+    with pytest.raises(error, match=f"^{message}"):
+        act(cache)
+    assert cache.get_seq_length() == 18
     check_it_goes_on(model, cache)
 
 
@@ -157,7 +316,7 @@ def test_crop_beyond_the_length_is_refused(kind: str, remove: int) -> None:
     """Guards against rows of negative length."""
     model = model_of(kind)
     cache = filled(model)
-    with pytest.raises(ValueError, match=r"^length: expected 0 \.\. 18"):
+    with pytest.raises(ValueError, match=r"^lengths: expected 0 \.\. 18"):
         cache.crop(-remove)
     with pytest.raises(ValueError, match="^tokens_to_remove: expected 0 or a negative number"):
         cache.crop(remove)

@@ -138,6 +138,8 @@ def test_ids_and_weights_of_another_kind_are_refused() -> None:
     step = TokenStep(model, cache)
     with pytest.raises(TypeError, match="^input_ids: expected int64 or int32, got torch.float32"):
         step(torch.full((2, 1), 3.7))
+    with pytest.raises(TypeError, match="^input_ids: expected a torch.Tensor, got list"):
+        step([[3], [7]])  # type: ignore[arg-type]
     narrow = TokenStep(copy.deepcopy(model).bfloat16(), cache)
     with pytest.raises(
         ValueError, match=r"^cache: expected new tokens \[2, 4\] torch.float32 on cpu, got .*bfloat16"

@@ -49,15 +49,27 @@ def test_text_is_that_without_a_cache(mode: str) -> None:
 
 
 @pytest.mark.parametrize("assisted", ["lookup", "model"])
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampling"])
-def test_assisted_text_of_a_prompt_in_chunks(assisted: str, sampled: bool) -> None:
-    """Guards guesses after a prompt that came in pieces; a sampled text is some text, of the right length."""
+@pytest.mark.parametrize("top_k", [None, 1, 3], ids=["greedy", "sampling of one", "sampling of three"])
+def test_assisted_text_of_a_prompt_in_chunks(assisted: str, top_k: int | None) -> None:
+    """Guards guesses after a prompt that came in pieces, and those that are taken back.
+
+    Which text is sampled depends on the guesses. But each of its tokens must be one that the text before it,
+    read without a cache, could be followed by, and with one such token there is one text.
+    """
     model, ids = model_of("mixed"), ids_of(1, 6).repeat(1, 4)
     helper = tiny_model(seed=5, tie_word_embeddings=False, num_hidden_layers=1).double()
     guesses = {"prompt_lookup_num_tokens": 4} if assisted == "lookup" else {"assistant_model": helper}
-    out = generated(model, ids, prefill_chunk_size=5, do_sample=sampled, **guesses)
+    sampling = {} if top_k is None else {"do_sample": True, "top_k": top_k}
+    torch.manual_seed(3)
+    out = generated(model, ids, prefill_chunk_size=5, **sampling, **guesses)
     assert out.shape == (1, 14)
-    if not sampled:
+    with torch.no_grad():
+        scores = model(torch.cat([ids, out], dim=1), use_cache=False).logits[:, ids.shape[1] - 1 : -1]
+    likelier = (scores > scores.gather(2, out[..., None])).sum(dim=-1)
+    assert (likelier < (top_k or 1)).all()
+    # something was sampled where something could be
+    assert bool(likelier.any()) == (top_k == 3)
+    if top_k != 3:
         assert torch.equal(out, greedy_without_cache(model, ids))
 
 

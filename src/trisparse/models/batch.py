@@ -6,6 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trisparse import validate
+
+# what an embedding, or a comparison with numbers of tokens, takes
+_INTEGERS = (torch.int64, torch.int32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
@@ -20,6 +25,47 @@ class Batch:
     cu_seqlens: Tensor | None = None
 
 
+def _check_integers(name: str, value: Any) -> None:
+    validate.any_tensor(name, value)
+    if value.dtype not in _INTEGERS:
+        raise TypeError(f"{name}: expected int64 or int32, got {value.dtype}")
+
+
+def check_ids(input_ids: Any) -> None:
+    """`input_ids` is [B, T] of integers; what they are is looked at elsewhere."""
+    _check_integers("input_ids", input_ids)
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids: expected [B, T], got {list(input_ids.shape)}")
+
+
+def check_embeddings(inputs_embeds: Any, like: Tensor) -> None:
+    """`inputs_embeds` is [B, T, hidden_size] in the dtype of the weights `like` [V, hidden_size]."""
+    validate.any_tensor("inputs_embeds", inputs_embeds)
+    if inputs_embeds.dim() != 3 or inputs_embeds.shape[2] != like.shape[1]:
+        raise ValueError(f"inputs_embeds: expected [B, T, {like.shape[1]}], got {list(inputs_embeds.shape)}")
+    # autocast casts both to its own dtype
+    casts = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.is_floating_point()
+    if inputs_embeds.dtype != like.dtype and not casts:
+        raise TypeError(f"inputs_embeds: expected {like.dtype}, got {inputs_embeds.dtype}")
+
+
+def check_labels(labels: Any, tokens: Tensor | None) -> None:
+    """`labels` is [B, T] of int64, as `tokens` [B, T, ...] are."""
+    validate.any_tensor("labels", labels)
+    if labels.dtype != torch.int64:
+        raise TypeError(f"labels: expected int64, got {labels.dtype}")
+    if isinstance(tokens, Tensor) and labels.shape != tokens.shape[:2]:
+        raise ValueError(f"labels: expected {list(tokens.shape[:2])}, got {list(labels.shape)}")
+
+
+def _check_position_shape(position_ids: Any, batch: int, num_tokens: int) -> None:
+    _check_integers("position_ids", position_ids)
+    shape = list(position_ids.shape)
+    if shape not in ([1, num_tokens], [batch, num_tokens]):
+        rows = "1" if batch == 1 else f"1 or {batch}"
+        raise ValueError(f"position_ids: expected [{rows}, {num_tokens}], got {shape}")
+
+
 def read_padding(
     attention_mask: Tensor | None, batch: int, num_tokens: int, slots: int | None
 ) -> list[int] | None:
@@ -29,10 +75,12 @@ def read_padding(
     counts as none.
 
     Raises:
+        TypeError: a mask that is no tensor.
         ValueError: a mask that is not 2-D, of another batch size or width, or neither left- nor right-padded.
     """
     if attention_mask is None:
         return None
+    validate.any_tensor("attention_mask", attention_mask)
     widths = {num_tokens} if slots is None else {num_tokens, slots + num_tokens}
     wrong = attention_mask.dim() != 2 or len(attention_mask) != batch
     if wrong or attention_mask.shape[1] not in widths:
@@ -75,9 +123,13 @@ def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> 
     """Bounds of the documents that restarting positions [B or 1, T] mark, None if no row holds two.
 
     Raises:
-        ValueError: positions that do not count up by one from 0 in every document.
+        TypeError: positions that are no tensor of integers.
+        ValueError: positions of another shape, or that do not count up by one from 0 in every document.
     """
-    if position_ids is None or num_tokens == 0:
+    if position_ids is None:
+        return None
+    _check_position_shape(position_ids, batch, num_tokens)
+    if num_tokens == 0:
         return None
     flat = position_ids.expand(batch, num_tokens).flatten()
     starts = flat == 0
@@ -94,14 +146,18 @@ def read_documents(position_ids: Tensor | None, batch: int, num_tokens: int) -> 
     return torch.cat([bounds, bounds.new_tensor([flat.numel()])]).to(torch.int32)
 
 
-def check_positions(position_ids: Tensor | None, padding: list[int] | None, lengths: list[int]) -> None:
-    """Positions given beside a cache or padding must be those of the tokens that follow `lengths` tokens.
+def check_positions(
+    position_ids: Tensor | None, padding: list[int] | None, num_tokens: int, lengths: list[int]
+) -> None:
+    """Positions [B or 1, T] beside a cache or padding must be those of the tokens after `lengths` tokens.
 
     Raises:
-        ValueError: they go backwards, skip tokens, or belong to another cache.
+        TypeError: they are no tensor of integers.
+        ValueError: they are of another shape, go backwards, skip tokens, or belong to another cache.
     """
     if position_ids is None:
         return
+    _check_position_shape(position_ids, len(lengths), num_tokens)
     skips = padding or [0] * len(lengths)
     rows = position_ids.expand(len(lengths), -1).tolist()
     for row, skip, length in zip(rows, skips, lengths, strict=True):

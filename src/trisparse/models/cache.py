@@ -11,6 +11,7 @@ from transformers.cache_utils import (
     StaticCache,
 )
 
+from trisparse import validate
 from trisparse.models.configuration import LAYER_TYPE
 from trisparse.nn.cache import BatchCache, SparseCache
 
@@ -50,10 +51,10 @@ class TrisparseCacheLayer(DynamicLayer):
     def reset(self) -> None:
         self.state, self.slots, self.is_broken = None, 0, False
 
-    def crop(self, tokens_to_remove: int) -> None:
+    def crop(self, tokens_to_remove: int | torch.Tensor) -> None:
         """Take back the last `-tokens_to_remove` tokens of every row, here if every layer can."""
         # transformers 5.17 hands over a tensor
-        tokens_to_remove = int(tokens_to_remove)
+        tokens_to_remove = validate.integer("tokens_to_remove", tokens_to_remove)
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: expected 0 or a negative number, got {tokens_to_remove}")
         if self.state is None or not tokens_to_remove:
@@ -66,20 +67,26 @@ class TrisparseCacheLayer(DynamicLayer):
         self.state.crop(lengths)
         self.slots += tokens_to_remove
 
-    def _reorder(self, rows: list[int]) -> None:
-        if self.state is not None:
-            self.state.reorder(rows)
-
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        self._reorder(beam_idx.tolist())
+        if self.state is not None:
+            self.state.reorder(beam_idx)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
+        repeats = validate.integer("repeats", repeats)
+        if repeats < 1:
+            raise ValueError(f"repeats: expected at least 1, got {repeats}")
         if self.state is not None:
-            self._reorder([row for row in range(len(self.state.lengths)) for _ in range(repeats)])
+            self.state.reorder([row for row in range(len(self.state.lengths)) for _ in range(repeats)])
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
-        chosen = indices.nonzero().flatten() if indices.dtype == torch.bool else indices
-        self._reorder(chosen.tolist())
+        if self.state is None:
+            return
+        if isinstance(indices, torch.Tensor) and indices.dtype == torch.bool:
+            rows = len(self.state.lengths)
+            if indices.shape != (rows,):
+                raise ValueError(f"indices: expected a mask of [{rows}], got {list(indices.shape)}")
+            indices = indices.nonzero().flatten()
+        self.state.reorder(indices)
 
     def offload(self) -> None:
         raise NotImplementedError(_NO_OFFLOADING)

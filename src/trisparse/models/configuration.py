@@ -7,6 +7,7 @@ from transformers import PreTrainedConfig
 
 from trisparse import backends
 from trisparse.config import SparseConfig
+from trisparse.nn.cache import STEP
 from trisparse.nn.rope import Rope, Yarn
 
 ATTENTIONS = ("nsa", "full", "gated_full")
@@ -44,7 +45,8 @@ class TrisparseConfig(PreTrainedConfig):
     `nsa_*` fields are those of `SparseConfig`; none may be named after a sliding window, or generation would
     cut the cache. `rope_parameters` is the usual dict: rope_type "default" or "yarn", rope_theta, and for
     YaRN factor, original_max_position_embeddings, beta_fast, beta_slow, attention_factor. `recompute` and
-    `backend` are those of `sparse_attention`.
+    `backend` are those of `sparse_attention`. `max_rollback` is that of the caches made for the model: how
+    many tokens a crop can take back, and so how long the guesses of assisted decoding may be.
 
     Raises:
         ValueError: sizes that do not fit each other, an unknown attention or rope type.
@@ -83,6 +85,7 @@ class TrisparseConfig(PreTrainedConfig):
     compressed_rope: str = "block"
     recompute: bool = False
     backend: str = "auto"
+    max_rollback: int = STEP
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.head_dim is None and self.num_attention_heads > 0:
@@ -119,6 +122,8 @@ class TrisparseConfig(PreTrainedConfig):
             size = getattr(self, name)
             if size is not None and size < 1:
                 raise ValueError(f"{name}: expected at least 1, got {size}")
+        if self.max_rollback < 0:
+            raise ValueError(f"max_rollback: expected at least 0, got {self.max_rollback}")
         choices_of = {
             "compressor": COMPRESSORS,
             "compressed_rope": COMPRESSED_ROPES,

@@ -12,6 +12,9 @@ from transformers.utils.generic import can_return_tuple
 from trisparse.baselines.full_attention import FullAttention
 from trisparse.models.batch import (
     Batch,
+    check_embeddings,
+    check_ids,
+    check_labels,
     check_past,
     check_positions,
     check_unused,
@@ -154,7 +157,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         Args:
             attention_mask: [B, past + T] or [B, T], left-padded (each row then gives what it gives alone), or
                 right-padded where there is no cache.
-            position_ids: [B, T]; without a cache, positions that restart at 0 mark packed documents.
+            position_ids: [B, T] or [1, T]; without a cache, those that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
                 max_cache_len=n)`; extended in place. A call that fails leaves it as it was.
             output_hidden_states: also give the embeddings and what each block makes of them, the last one
@@ -170,10 +173,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         kept: list[Tensor] | None = [] if output_hidden_states else None
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids: expected either input_ids or inputs_embeds")
-        hidden = inputs_embeds if input_ids is None else self.embed(input_ids)
-        assert hidden is not None
+        hidden = self._embeddings(input_ids, inputs_embeds)
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is None:
@@ -218,6 +218,16 @@ class TrisparseModel(TrisparsePreTrainedModel):
             layer.slots += hidden.shape[1]
         return output
 
+    def _embeddings(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        """Those that are given, or those of the ids."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: expected either input_ids or inputs_embeds")
+        if input_ids is None:
+            check_embeddings(inputs_embeds, self.embed_tokens.weight)
+            return cast(Tensor, inputs_embeds)
+        check_ids(input_ids)
+        return self.embed(input_ids)
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings, after a check that costs nothing on a CPU."""
         if input_ids.device.type == "cpu" and input_ids.numel() and not torch.compiler.is_compiling():
@@ -237,7 +247,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         rows, num_tokens = hidden.shape[:2]
         padding = read_padding(attention_mask, rows, num_tokens, slots=None)
         if padding is not None:
-            check_positions(position_ids, padding, [0] * rows)
+            check_positions(position_ids, padding, num_tokens, [0] * rows)
             return Batch(padding=padding)
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
@@ -255,7 +265,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if len(lengths) != rows:
             raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
         check_past(attention_mask, num_tokens, layers[0].slots, lengths)
-        check_positions(position_ids, padding, lengths)
+        check_positions(position_ids, padding, num_tokens, lengths)
         return Batch(padding=padding)
 
     @torch.compiler.disable
@@ -267,9 +277,16 @@ class TrisparseModel(TrisparsePreTrainedModel):
             check_state(layer, attention.new_cache(), index)
         for layer, attention in zip(layers, attentions, strict=True):
             if layer.state is None:
-                layer.state = attention.new_cache(layer.capacity)
+                layer.state = self._new_state(attention, layer.capacity)
             layer.together = layers
         return [layer.state for layer in layers]
+
+    def _new_state(
+        self, attention: NativeSparseAttention | FullAttention, capacity: int | None
+    ) -> BatchCache:
+        if isinstance(attention, NativeSparseAttention):
+            return attention.new_cache(capacity, self.config.max_rollback)
+        return attention.new_cache(capacity)
 
 
 class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
@@ -304,7 +321,8 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         """
         check_unused(kwargs)
         if labels is not None:
-            self._check_labels(labels, input_ids if input_ids is not None else inputs_embeds)
+            # before a cache has taken the tokens
+            check_labels(labels, input_ids if input_ids is not None else inputs_embeds)
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
         outputs = self.model(
@@ -330,8 +348,3 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
         )
-
-    def _check_labels(self, labels: Tensor, tokens: Tensor | None) -> None:
-        """Before a cache has taken the tokens."""
-        if tokens is not None and labels.shape != tokens.shape[:2]:
-            raise ValueError(f"labels: expected {list(tokens.shape[:2])}, got {list(labels.shape)}")

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import StaticCache
 
 from trisparse.invariance import is_batch_invariant
+from trisparse.models.batch import check_ids
 from trisparse.models.cache import cache_layers, cached_lengths, check_state, take_back
 from trisparse.models.modeling import Block, TrisparseForCausalLM
 from trisparse.nn.cache import BatchCache
@@ -57,13 +58,12 @@ class TokenStep:
         """One more token in each row: `input_ids` [B, 1] -> logits [B, V].
 
         Raises:
-            TypeError: ids that are no integers.
+            TypeError: ids that are no tensor of integers.
             ValueError: ids of another shape, or a cache that is full, of another dtype than the model, or was
                 left broken; it is as before.
             NotImplementedError: the batch-invariant mode on a GPU, where it looks at lengths.
         """
-        if input_ids.dtype not in (torch.int64, torch.int32):
-            raise TypeError(f"input_ids: expected int64 or int32, got {input_ids.dtype}")
+        check_ids(input_ids)
         if input_ids.shape != self._ids.shape:
             raise ValueError(f"input_ids: expected {list(self._ids.shape)}, got {list(input_ids.shape)}")
         if is_batch_invariant() and self._ids.is_cuda:

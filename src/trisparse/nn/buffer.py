@@ -32,7 +32,8 @@ class TokenBuffer:
 
     Args:
         newest: keep at least this many of the newest tokens, position s in slot s % room; None keeps all.
-        limit: never more room than this many tokens, and all of it from the start; None grows by a quarter.
+        limit: never more room than this many tokens, and all of it from the start; None grows by a quarter,
+            or as it is told.
     """
 
     def __init__(self, *, newest: int | None = None, limit: int | None = None) -> None:
@@ -50,13 +51,14 @@ class TokenBuffer:
         """Slots for tokens in a row."""
         return 0 if self._data is None else self._data.shape[1]
 
-    def make_room(self, like: Tensor, batch: int, tokens: int) -> None:
-        """Have `batch` rows of room for `tokens` tokens like those in `like` [B, n, G, D]."""
+    def make_room(self, like: Tensor, batch: int, tokens: int, *, exactly: bool = False) -> None:
+        """Have `batch` rows of room for `tokens` tokens like those in `like` [B, n, G, D], or some more."""
         if self._data is None:
             self._data = _new_tokens(like, batch, self._first_room(tokens))
         elif self.newest is None and tokens > self.room:
             # a quarter more: what is copied stays in proportion to what is written
-            grown = _new_tokens(like, batch, _whole_runs(max(tokens, self.room * 5 // 4)))
+            room = tokens if exactly else max(tokens, self.room * 5 // 4)
+            grown = _new_tokens(like, batch, _whole_runs(room))
             grown[:, : self.room] = self._data
             self._data = grown
 

@@ -69,8 +69,11 @@ class BatchCache:
             buffers = self.new_buffers()
         for name, tokens in new.items():
             buffers[name].check(name, tokens)
+        buffers["key"].make_room(new["key"], batch, total)
+        room = buffers["key"].room
         for name, tokens in new.items():
-            buffers[name].make_room(tokens, batch, self.room_needed(name, total))
+            # with the first, and no further: each growing by itself would have room to spare at other times
+            buffers[name].make_room(tokens, batch, self.room_needed(name, room), exactly=True)
         self.buffers = buffers
         if not held:
             self.lengths, self._longest = [0] * batch, [0] * batch
@@ -105,18 +108,21 @@ class BatchCache:
         """Row b is now counts[b] tokens longer. Until then, a call that failed has changed nothing."""
         self.lengths = [length + count for length, count in zip(self.lengths, counts, strict=True)]
 
-    def crop(self, lengths: int | Sequence[int]) -> None:
-        """Forget the tokens from `lengths` on, of all rows or of none.
+    def crop(self, lengths: int | Sequence[int] | Tensor) -> None:
+        """Forget the tokens from `lengths` on, of all rows or of none; a number for all rows or one for each.
 
         Raises:
-            TypeError: a length that is no int.
+            TypeError: lengths that are no ints, nor an integer tensor.
             ValueError: longer than a row is, or further back than its buffers remember.
         """
         self.lengths = self.check_crop(lengths)
 
-    def check_crop(self, lengths: int | Sequence[int]) -> list[int]:
+    def check_crop(self, lengths: int | Sequence[int] | Tensor) -> list[int]:
         """The length of each row after such a crop, or the error that it would raise."""
-        wanted = [lengths] * len(self.lengths) if isinstance(lengths, int) else list(lengths)
+        if isinstance(lengths, int) or (isinstance(lengths, Tensor) and lengths.dim() == 0):
+            wanted = [validate.integer("lengths", lengths)] * len(self.lengths)
+        else:
+            wanted = validate.integers("lengths", lengths)
         if len(wanted) != len(self.lengths):
             raise ValueError(f"lengths: expected one for each of {len(self.lengths)} rows, got {wanted}")
         for row, length in enumerate(wanted):
@@ -124,21 +130,25 @@ class BatchCache:
         return wanted
 
     def _check_crop(self, row: int, length: int) -> None:
-        if isinstance(length, bool) or not isinstance(length, int):
-            raise TypeError(f"length: expected an int, got {type(length).__name__} {length!r}")
         if not 0 <= length <= self.lengths[row]:
-            raise ValueError(f"length: expected 0 .. {self.lengths[row]}, the cached tokens, got {length}")
+            raise ValueError(f"lengths: expected 0 .. {self.lengths[row]}, the cached tokens, got {length}")
 
-    def reorder(self, indices: Sequence[int]) -> None:
-        """Row i becomes what row `indices[i]` was; rows may be repeated or left out (beams, selection)."""
-        if any(not 0 <= index < len(self.lengths) for index in indices):
-            raise ValueError(f"indices: expected rows 0 .. {len(self.lengths) - 1}, got {list(indices)}")
-        if list(indices) == list(range(len(self.lengths))):
+    def reorder(self, indices: Sequence[int] | Tensor) -> None:
+        """Row i becomes what row `indices[i]` was; rows may be repeated or left out (beams, selection).
+
+        Raises:
+            TypeError: indices that are no ints, nor an integer tensor.
+            ValueError: a row that is not there; nothing is changed then.
+        """
+        rows = validate.integers("indices", indices)
+        if any(not 0 <= row < len(self.lengths) for row in rows):
+            raise ValueError(f"indices: expected rows 0 .. {len(self.lengths) - 1}, got {rows}")
+        if rows == list(range(len(self.lengths))):
             return
         for buffer in self.buffers.values():
-            buffer.select(indices)
-        self.lengths = [self.lengths[index] for index in indices]
-        self._longest = [self._longest[index] for index in indices]
+            buffer.select(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+        self._longest = [self._longest[row] for row in rows]
 
     def reset(self) -> None:
         """Forget everything, the batch size included; room for `capacity` tokens stays where it is."""
@@ -234,9 +244,9 @@ class SparseCache(BatchCache):
         super()._check_crop(row, length)
         if not self._remembers(row, length):
             raise ValueError(
-                f"length: expected at most max_rollback={self.max_rollback} tokens less than the "
-                f"{self._longest[row]} that the row once had, got {length}; make the cache with a larger "
-                "max_rollback"
+                f"lengths: expected at most max_rollback={self.max_rollback} tokens less than the "
+                f"{self._longest[row]} that the row once had, got {length}; a new cache reaches further back "
+                "with new_cache(max_rollback=...) of a layer, or with a larger config.max_rollback of a model"
             )
 
     def _remembers(self, row: int, length: int) -> bool:

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from torch import Tensor
-
 from trisparse import validate
 from trisparse.nn.rope import Rope
 
@@ -42,8 +40,9 @@ def check_call(hidden: Any, hidden_size: int, cu_seqlens: Any, cache: Any, paddi
     Raises:
         TypeError, ValueError: they do; the message begins with the argument's name.
     """
-    if not isinstance(hidden, Tensor):
-        raise TypeError(f"hidden: expected a torch.Tensor, got {type(hidden).__name__}")
+    validate.any_tensor("hidden", hidden)
+    if not hidden.is_floating_point():
+        raise TypeError(f"hidden: expected floating-point numbers, got {hidden.dtype}")
     if hidden.dim() != 3 or hidden.shape[2] != hidden_size:
         raise ValueError(f"hidden: expected [B, T, {hidden_size}], got {list(hidden.shape)}")
     if cu_seqlens is not None and (cache is not None or padding is not None):
