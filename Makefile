@@ -12,7 +12,7 @@ GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
 	-W default -k "gpu or triton" --durations 25
 
-.PHONY: demo test check test-clang test-emulated sanitize clean test-gpu bench-gpu tune-gpu train-gpu
+.PHONY: demo test check test-clang test-emulated sanitize clean test-gpu rehearse-gpu bench-gpu tune-gpu train-gpu
 
 # ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -46,8 +46,13 @@ sanitize: .venv/test.stamp
 # Its versions need not be ours, so that warnings are shown and end nothing. Where the checkout was copied without
 # its history, TRISPARSE_COMMIT names the commit for the tables.
 test-gpu:
+	-PYTHONPATH=src $(PYTHON) tools/describe_gpu.py --output $(GPU_RESULTS)
 	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests.xml tests/gpu; first=$$?; \
 	$(GPU_PYTEST) --junitxml $(GPU_RESULTS)/tests_of_all.xml tests/test_*.py && exit $$first
+
+# the same tests on a CPU, small, by the torch backend: shows that they run, nothing about a GPU
+rehearse-gpu: .venv/test.stamp
+	TRISPARSE_REHEARSE=1 $(BIN)/pytest tests/gpu
 
 # ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:

@@ -49,6 +49,19 @@ def test_decoded_tokens_are_taken_back(attention: str):
     assert [state.lengths for state in session.states] == [[200]] * len(session.states)
 
 
+def test_a_batch_counts_the_tokens_of_all_rows():
+    """Guards against a speed of one row, and rows of which only the first is filled or taken back."""
+    session = generate._Session("tiny", "nsa", torch.float32, 50, batch=3)
+    session.read(70)
+    session.fill(200)
+    session.decode(2)
+    assert [state.lengths for state in session.states] == [[200] * 3] * len(session.states)
+    (row,) = generate.run([40], preset="tiny", attentions=["nsa"], dtype=torch.float32, steps=2, batch=3)
+    assert row["batch"] == "3"
+    found = float(row["decode_tokens_per_second"]) * float(row["decode_ms"])
+    assert found == pytest.approx(3000, rel=0.01)
+
+
 def test_first_calls_are_no_part_of_a_time(monkeypatch: pytest.MonkeyPatch):
     """Guards against a build of kernels that counts as reading, for the contender that comes first."""
     calls: list[int] = []
@@ -68,6 +81,7 @@ def test_first_calls_are_no_part_of_a_time(monkeypatch: pytest.MonkeyPatch):
     ("wrong", "message"),
     [
         ({"steps": 65}, "^steps: expected 1 .. 64"),
+        ({"batch": 0}, "^batch: expected at least 1"),
         ({"chunk": 0}, "^chunk: expected at least 1"),
         ({"lengths": [0]}, "^lengths: expected at least 1 token"),
         ({"preset": "huge"}, "^preset: expected one of"),

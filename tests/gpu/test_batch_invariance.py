@@ -1,13 +1,17 @@
 """What a sequence gives does not depend on its company: batch size, place, neighbours, packing."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from trisparse import SparseConfig
+from trisparse.decode import sparse_decode
+from trisparse.invariance import batch_invariant
 from trisparse.testing.budget import assert_within_budget
 
-from .calls import draw, everything, grad_like, make_case
-from .device import pick
+from .calls import draw, everything, forward, grad_like, make_case
+from .device import BACKEND, DEVICE, pick
 
 TOKENS = pick(1100, 90)
 FEW_SLOTS = SparseConfig(compress_block=16, compress_stride=8, select_block=16, num_selected=3, window=20)
@@ -111,3 +115,29 @@ def test_long_document_in_a_packed_sequence_agrees_with_it_alone(shape):
             assert torch.equal(left, right), place
         else:
             assert_within_budget(f"result {place}", left, right, right.double(), gradient=True)
+
+
+# they begin where a tile of rows begins, in whatever size of a tile, and see more blocks than are selected
+CHUNKS = pick([(64, 65), (128, 141), (576, 704), (1024, TOKENS)], [(64, 65), (64, TOKENS)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", SHAPES)
+def test_chunks_in_the_mode_have_the_bits_of_the_whole(shape):
+    """Guards against decoding's kernels, or another cut of the cache, inside the batch-invariant mode.
+
+    Elsewhere than at the beginning of a tile it promises no bits on a GPU: the window's keys go by tiles that
+    are counted from the first key that a tile of rows sees.
+    """
+    heads, dims = SHAPES[shape]
+    inputs = draw(make_case(shape, heads, dims, TOKENS, batch=2, config=FEW_SLOTS), torch.bfloat16)
+    whole = forward(inputs)
+    pairs = inputs.compressed, inputs.selected, inputs.window
+    for first, stop in CHUNKS:
+        starts = torch.full((2,), first, dtype=torch.int32, device=DEVICE)
+        rows = inputs.query[:, first:stop], *pairs, inputs.gates[:, first:stop]
+        with batch_invariant():
+            found, _ = sparse_decode(*rows, starts, FEW_SLOTS, backend=BACKEND)
+        # products of the rehearsal's backend round by how many rows they have
+        alike = pick(torch.equal, partial(torch.allclose, rtol=0.02, atol=0.02))
+        assert alike(found, whole[:, first:stop]), (first, stop)

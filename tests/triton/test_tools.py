@@ -8,10 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import toys
+import triton
 
 from trisparse.bench.sdpa_forms import FORMS
 from trisparse.report import decode, latency
 from trisparse.report.rows import read_rows
+from trisparse.triton.resources import TARGETS, inspect
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,6 +83,45 @@ def test_attention_on_a_gpu_rehearses(tmp_path: Path) -> None:
     assert parts == both | {("select_blocks", "forward")}
     assert [row["unit"] for row in table(tmp_path / "ceilings.csv")] == ["GB/s", "GB/s", "TFLOP/s"]
     assert "nvidia-smi" in (tmp_path / "device.txt").read_text(encoding="utf-8")
+    ((case,),) = [{row["case"] for row in rows}]
+    (row,) = table(tmp_path / "compile.csv")
+    # the torch backend compiles nothing
+    assert (row["case"], row["kind"], row["compiled"], row["loaded"]) == (case, "attention", "0", "0")
+    assert float(row["case_seconds"]) > 0
+
+
+# of make rehearse-gpu, which takes minutes: every file is imported, and some seconds of tests run
+QUICK = "device or chunks_in or repeats or guards_see or gradient_reaches or (row_alone and small)"
+
+
+def test_gpu_tests_rehearse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against GPU tests that nobody runs for weeks, and that no longer start when there is a GPU."""
+    monkeypatch.setenv("TRISPARSE_REHEARSE", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    run("-m", "pytest", "-n0", "-p", "no:cacheprovider", "tests/gpu", "-k", QUICK)
+
+
+def test_compilations_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a compiler that nobody listens to: one binary is made, then taken from the cache."""
+    monkeypatch.syspath_prepend(ROOT / "tools" / "bench_gpu")
+    compilations = importlib.import_module("compilations").compilations
+    before = triton.knobs.compilation.listener
+    with compilations() as found:
+        inspect(toys.REPEATED, TARGETS["sm_80"])
+        first = found.seconds
+        inspect(toys.REPEATED, TARGETS["sm_80"])
+    assert found.compiled + found.loaded == 2
+    assert found.loaded >= 1
+    assert 0 < first < found.seconds < 60
+    assert triton.knobs.compilation.listener is before
+
+
+def test_a_gpu_is_described(tmp_path: Path) -> None:
+    """Guards against results of make test-gpu of which nobody knows the device."""
+    run("tools/describe_gpu.py", "--rehearse", "--output", str(tmp_path))
+    text = (tmp_path / "device.txt").read_text(encoding="utf-8")
+    assert "nvidia-smi" in text
+    assert f"torch: {torch.__version__}" in text
 
 
 def test_decode_on_a_gpu_rehearses(tmp_path: Path) -> None:
@@ -137,7 +180,7 @@ def test_a_copy_without_history_is_told_its_commit(monkeypatch: pytest.MonkeyPat
     assert origin.facts("cpu")["commit"] == "def5678"
 
 
-@pytest.mark.parametrize("name", ["bench_gpu", "tune_gpu", "train_gpu"])
+@pytest.mark.parametrize("name", ["bench_gpu", "tune_gpu", "train_gpu", "describe_gpu.py"])
 def test_nothing_is_measured_without_a_gpu(name: str) -> None:
     """Guards against CPU times in the tables of a GPU."""
     command = [sys.executable, f"tools/{name}"]
@@ -150,7 +193,8 @@ def test_nothing_is_measured_without_a_gpu(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bench_gpu", "tune_gpu", "train_gpu", "kernel_floors.py", "kernel_resources.py"]
+    "name",
+    ["bench_gpu", "tune_gpu", "train_gpu", "describe_gpu.py", "kernel_floors.py", "kernel_resources.py"],
 )
 def test_help_names_the_options(name: str) -> None:
     """Guards against a command that fails before it reads its arguments."""

@@ -78,6 +78,21 @@ def test_a_gate_of_one_alone_copies_its_branch():
         assert torch.equal(combine_forward(branches, alone), branches[index])
 
 
+@pytest.mark.parametrize("dim", [24, 100])
+@pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")])
+def test_a_gate_of_zero_removes_its_branch(value, dim):
+    """Guards against 0 times NaN (K16): a branch that a gate of 0 or -0 leaves out adds exactly 0."""
+    branches, gates, _ = draw((2, 5, 4, dim), torch.float16)
+    gates[:, :2, :, 1], gates[:, 2:4, :, 1] = 0.0, -0.0
+    clean = branches.clone()
+    clean[1, :, :4] = 0.0
+    wanted = combine_forward(clean, gates)
+    branches[1] = value
+    found = combine_forward(branches, gates)
+    assert torch.equal(found[:, :4], wanted[:, :4])
+    assert not found[:, 4].isfinite().any()
+
+
 @pytest.mark.parametrize("shape", [(0, 5, 4, 8), (2, 0, 4, 8)], ids=str)
 def test_nothing_gives_nothing(shape):
     """Guards against a launch of no programs."""

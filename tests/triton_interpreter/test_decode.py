@@ -74,6 +74,22 @@ def test_ragged_rows_agree_with_the_reference(heads, ring):
         check(call, *call.to(DEVICE).run("triton"))
 
 
+# (heads, new tokens, panels): rows of several programs, of which the last has one token; and one program
+# whose rows are new tokens of one head, about half of them none
+PANELS = [("16 of 1", 9, 3), ("4 of 1", 17, 2), ("1 of 1", 33, 1)]
+
+
+@pytest.mark.parametrize(("heads", "new_tokens", "panels"), PANELS)
+def test_many_new_tokens_agree_with_the_reference(heads, new_tokens, panels, monkeypatch):
+    """Guards against tokens of a second program: their rows, positions, hidden keys and pieces."""
+    monkeypatch.setattr(decode_rows, "TOKEN_PIECE", 2)
+    num_heads, groups, *_ = HEADS[heads]
+    found = decode_rows.panel(new_tokens, num_heads // groups, 64)
+    assert (found.rows, found.panels) == (64, panels)
+    call = make([new_tokens + 1, 90], new_tokens, heads=heads, ring=True)
+    check(call, *call.to(DEVICE).run("triton"))
+
+
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_agrees_with_the_reference(config):
     """Guards against blocks that are cut by a piece, and against a wrong overlap or window edge."""
@@ -187,6 +203,26 @@ def test_layout_does_not_matter(layout):
     found, found_ids = strided.run("triton")
     assert torch.equal(found, out)
     assert torch.equal(found_ids, ids)
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+@pytest.mark.parametrize("branch", [0, 1, 2], ids=["compressed", "selected", "window"])
+def test_a_gate_of_zero_removes_its_branch(branch, value):
+    """Guards against 0 times NaN (K16): a branch whose gate is 0 adds exactly 0, whatever its values are."""
+    call = make([40, 90], 3).to(DEVICE)
+    query, *pairs, gates = call.tensors
+    gates[..., branch] = 0.0
+    # behind a row's tokens lies NaN already, and nobody reads it
+    quiet, spoiled = list(pairs), list(pairs)
+    key, values = pairs[branch]
+    quiet[branch], spoiled[branch] = (key, torch.zeros_like(values)), (key, torch.full_like(values, value))
+    wanted, wanted_ids = replace(call, tensors=(query, *quiet, gates)).run("triton")
+    found, found_ids = replace(call, tensors=(query, *spoiled, gates)).run("triton")
+    assert torch.equal(found_ids, wanted_ids)
+    assert torch.equal(found, wanted)
+    gates[0, 0, 0, branch] = 0.5
+    open_gate, _ = replace(call, tensors=(query, *spoiled, gates)).run("triton")
+    assert not open_gate[0, 0, 0].isfinite().any()
 
 
 def test_ties_go_to_the_lower_block():

@@ -9,6 +9,7 @@ from operators import Operators
 
 import trisparse.decode
 from trisparse import SparseConfig
+from trisparse.decode import sparse_decode
 from trisparse.invariance import batch_invariant
 
 SMALL = SparseConfig(
@@ -76,3 +77,19 @@ def test_batch_invariant_mode_gives_the_bits_of_the_whole_forward(ring):
         pairs = [tuple(x.to(DEVICE) for x in pair) for pair in pairs]
         gold = trisparse.sparse_attention(query.to(DEVICE), *pairs, gates.to(DEVICE), SMALL, **place)
         assert torch.equal(out[index : index + 1], gold)
+
+
+def test_a_chunk_in_the_mode_has_the_bits_of_the_whole():
+    """Guards the same against the rows of the whole forward, from where one of its tiles begins."""
+    # a tile has 64 rows here, 16 tokens of 4 heads
+    start, call = 48, make([70], 70).to(DEVICE)
+    query, *pairs, gates = call.tensors
+    # what lies behind the tokens is NaN, and no forward over a whole sequence has room for it
+    blocks = SMALL.num_compressed(70)
+    pairs = [tuple(x[:, :size] for x in pair) for pair, size in zip(pairs, (blocks, 70, 70), strict=True)]
+    whole = trisparse.sparse_attention(query, *pairs, gates, SMALL, backend="triton")
+    rows = (query[:, start:], *call.tensors[1:4], gates[:, start:])
+    starts = torch.tensor([start], dtype=torch.int32, device=DEVICE)
+    with batch_invariant():
+        found, _ = sparse_decode(*rows, starts, SMALL, backend="triton")
+    assert torch.equal(found, whole[:, start:])

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from time import perf_counter
 
 import torch
 
@@ -22,6 +23,7 @@ from attention import DIRECTIONS, AttentionBench
 from budget import Budget
 from ceilings import ceilings
 from clock import Clock, CudaClock, RehearsalClock
+from compilations import compilations
 from decode import DecodeBench
 from say import say
 from tables import Tables
@@ -121,6 +123,15 @@ def _benches(
     return {"attention": attention, "decode": decode}
 
 
+def _measure(case: Case, kind: str, bench: AttentionBench | DecodeBench, tables: Tables) -> None:
+    """One case, and how much of its time its kernels took to compile."""
+    began = perf_counter()
+    with compilations() as found:
+        bench.measure(case)
+    tables.add_compilations(case.name, kind, found, perf_counter() - began)
+    say(f"{case.name} {kind}: {found.compiled} kernels compiled in {found.seconds:.1f} s")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parse(arguments)
     budget = Budget(chosen.minutes)
@@ -143,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             say(f"{case.name} {kind}: in the tables already")
         elif budget.allows(kind):
             with budget.spend(kind):
-                bench.measure(case)
+                _measure(case, kind, bench, tables)
         else:
             left_out += 1
             say(f"{case.name} {kind}: left out, the {chosen.minutes:g} minutes are over")

@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from compilations import Compilations
 from origin import ORIGIN, describe_device, facts, same_code
 
 from trisparse.bench.cases import Case, dtype_name
@@ -21,6 +22,7 @@ PARTS = ["case", "backend", "part", "direction", *SETTING, *TIMES, "samples", "p
 # every form of every step; decode.csv has the fastest of each backend
 FORMS = [*decode.COLUMNS, "launch", "triton"]
 CEILINGS = ["what", "amount", "unit", *ORIGIN]
+COMPILE = ["case", "kind", "compiled", "loaded", "compile_seconds", "case_seconds", *ORIGIN]
 
 
 class Tables:
@@ -48,6 +50,19 @@ class Tables:
     def add_ceiling(self, what: str, amount: float, unit: str) -> None:
         row = {"what": what, "amount": f"{amount:.1f}", "unit": unit, **self.facts}
         _append(self.folder / "ceilings.csv", CEILINGS, [row])
+
+    def add_compilations(self, case: str, kind: str, found: Compilations, seconds: float) -> None:
+        """What a case that took `seconds` in all was the first to compile."""
+        row = {
+            "case": case,
+            "kind": kind,
+            "compiled": str(found.compiled),
+            "loaded": str(found.loaded),
+            "compile_seconds": f"{found.seconds:.3f}",
+            "case_seconds": f"{seconds:.3f}",
+            **self.facts,
+        }
+        _append(self.folder / "compile.csv", COMPILE, [row])
 
     def add(
         self,

@@ -34,9 +34,11 @@ def run(
     prefill_limit: int = 16384,
     chunk: int = 2048,
     steps: int = 24,
+    batch: int = 1,
+    device: torch.device | str = "cpu",
     on_row: Callable[[dict[str, str]], None] | None = None,
 ) -> Rows:
-    """Measure prefill and decode of one sequence at each length of context, for each kind of attention.
+    """Measure prefill and decode at each length of context, for each kind of attention.
 
     Weights are random: speed does not depend on what a model has learned. The prompt is read in chunks
     through the cache, from one length to the next, and its speed counts from the first token. Beyond
@@ -48,6 +50,7 @@ def run(
         attentions: kinds of attention as `TrisparseConfig.attention` takes them.
         chunk: tokens of a prompt that are read at once.
         steps: decoded tokens of each case, at most 64; decode_ms is their median.
+        batch: sequences side by side, all of one length; speeds count the tokens of all.
 
     Returns:
         Rows with COLUMNS.
@@ -59,11 +62,13 @@ def run(
         raise ValueError(f"steps: expected 1 .. {STEP}, what a cache takes back, got {steps}")
     if chunk < 1:
         raise ValueError(f"chunk: expected at least 1, got {chunk}")
+    if batch < 1:
+        raise ValueError(f"batch: expected at least 1, got {batch}")
     if any(length < 1 for length in lengths):
         raise ValueError(f"lengths: expected at least 1 token, got {list(lengths)}")
     rows: Rows = []
     for attention in attentions:
-        session = _Session(preset, attention, dtype, chunk)
+        session = _Session(preset, attention, dtype, chunk, batch, torch.device(device))
         for length in sorted(set(lengths)):
             seconds = session.read(length) if length <= prefill_limit else session.fill(length)
             row = _row(session, length, seconds, session.decode(steps))
@@ -76,14 +81,23 @@ def run(
 
 
 class _Session:
-    """One model and one sequence that grows."""
+    """One model and sequences that grow side by side."""
 
-    def __init__(self, preset: str, attention: str, dtype: torch.dtype, chunk: int) -> None:
+    def __init__(
+        self,
+        preset: str,
+        attention: str,
+        dtype: torch.dtype,
+        chunk: int,
+        batch: int = 1,
+        device: torch.device = torch.device("cpu"),  # noqa: B008 (it never changes)
+    ) -> None:
         torch.manual_seed(0)
         self.preset, self.attention, self.chunk = preset, attention, chunk
+        self.batch, self.device = batch, device
         config = model_config(preset, attention=attention)
         self.model: Any = TrisparseForCausalLM(config).eval()
-        self.model.to(dtype)
+        self.model.to(device, dtype)
         self.cache: Any = DynamicCache(config=config)
         self.seconds = 0.0
         self._warm_up()
@@ -101,16 +115,22 @@ class _Session:
         return [layer.state for layer in self.cache.layers]
 
     def _forward(self, count: int) -> None:
-        ids: Tensor = torch.randint(self.model.config.vocab_size, (1, count))
+        ids: Tensor = torch.randint(self.model.config.vocab_size, (self.batch, count), device=self.device)
         self.model(ids, past_key_values=self.cache, logits_to_keep=1)
+
+    def _now(self) -> float:
+        """Seconds, when all that was asked for is done."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return perf_counter()
 
     @torch.no_grad()
     def read(self, length: int) -> float:
         """Read on to `length` tokens; seconds since the first token."""
-        start = perf_counter()
+        start = self._now()
         while self.cache.get_seq_length() < length:
             self._forward(min(self.chunk, length - self.cache.get_seq_length()))
-        self.seconds += perf_counter() - start
+        self.seconds += self._now() - start
         return self.seconds
 
     @torch.no_grad()
@@ -120,14 +140,16 @@ class _Session:
         for layer, block in zip(self.cache.layers, self.model.model.layers, strict=True):
             attention = cast(Block, block).attention
             layer.state = attention.new_cache()
-            key = attention.k_proj.weight.new_empty(1, 0, attention.num_kv_groups, attention.head_dim)
-            value = key.new_empty(1, 0, attention.num_kv_groups, attention.value_dim)
+            key = attention.k_proj.weight.new_empty(
+                self.batch, 0, attention.num_kv_groups, attention.head_dim
+            )
+            value = key.new_empty(self.batch, 0, attention.num_kv_groups, attention.value_dim)
             names = layer.state.new_buffers()
             likes = {name: value if name.endswith("value") else key for name in names}
-            layer.state.reserve(likes, [length])
+            layer.state.reserve(likes, [length] * self.batch)
             for buffer in layer.state.buffers.values():
                 buffer.data.normal_()
-            layer.state.commit([length])
+            layer.state.commit([length] * self.batch)
             layer.slots = length
 
     @torch.no_grad()
@@ -136,9 +158,9 @@ class _Session:
         seconds = []
         # one more, which is not timed: room that grows, threads that wake
         for _ in range(steps + 1 if steps < STEP else steps):
-            start = perf_counter()
+            start = self._now()
             self._forward(1)
-            seconds.append(perf_counter() - start)
+            seconds.append(self._now() - start)
         self.cache.crop(-len(seconds))
         return seconds[-steps:]
 
@@ -153,12 +175,12 @@ def _row(session: _Session, length: int, prefill: float | None, decode: Sequence
         "tokens": str(length),
         "filled": "random" if prefill is None else "prefill",
         "dtype": dtype_name(model.dtype),
-        "batch": "1",
-        "prefill_tokens_per_second": "" if prefill is None else f"{length / prefill:.1f}",
+        "batch": str(session.batch),
+        "prefill_tokens_per_second": "" if prefill is None else f"{session.batch * length / prefill:.1f}",
         "decode_ms": f"{1000 * step:.3f}",
-        "decode_tokens_per_second": f"{1 / step:.2f}",
+        "decode_tokens_per_second": f"{session.batch / step:.2f}",
         "decode_steps": str(len(decode)),
         "cache_megabytes": f"{sum(state.nbytes() for state in session.states) / 1e6:.2f}",
-        **environment(),
+        **environment(session.device),
     }
     return {column: row[column] for column in COLUMNS}

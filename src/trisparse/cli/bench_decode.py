@@ -30,7 +30,10 @@ def decode(
     output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
-    """Time one decode step against a cache: NSA beside full attention, PyTorch's and ours, in turns."""
+    """Time one decode step against a cache: NSA beside full attention, PyTorch's and ours, in turns.
+
+    On a GPU, make bench-gpu in a checkout goes further: FlashAttention, CUDA graphs, a cold L2 cache.
+    """
     from trisparse.bench.decode import run
     from trisparse.cli.growing_table import row_keeper
     from trisparse.report.decode import COLUMNS

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from trisparse.cli.arguments import dtype_named, numbers
+from trisparse.cli.arguments import device_named, dtype_named, numbers
 from trisparse.cli.output import print_rows
 
 
@@ -21,6 +21,8 @@ def generate(
     ] = 16384,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens of the prompt read at once.")] = 2048,
     steps: Annotated[int, typer.Option(min=1, max=64, help="Tokens decoded at each length.")] = 24,
+    batch: Annotated[int, typer.Option(min=1, help="Sequences side by side, all of one length.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
@@ -36,6 +38,8 @@ def generate(
         prefill_limit=prefill_limit,
         chunk=chunk,
         steps=steps,
+        batch=batch,
+        device=device_named(device),
         on_row=row_keeper(
             output,
             COLUMNS,

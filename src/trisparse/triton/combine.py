@@ -15,10 +15,10 @@ from torch import Tensor
 from trisparse.triton.launch import Launch, Tile, rowwise, split_dim, stride_arguments
 from trisparse.triton.primitives import (
     add_parts,
+    gated_parts,
     load_parts,
     load_rows,
     row_products,
-    scale_parts,
     store_parts,
     zero_parts,
 )
@@ -61,7 +61,7 @@ def combine_forward_kernel(
         gate = load_rows(gates, branch, kept, 0.0)
         offsets = (branch * total + row) * VALUE_DIM
         part = load_parts(branches, offsets, kept, VALUE_DIMS)
-        sums = add_parts(sums, scale_parts(part, gate[:, None]))
+        sums = add_parts(sums, gated_parts(part, gate[:, None]))
     store_parts(out, row * VALUE_DIM, kept, sums, VALUE_DIMS)
 
 
@@ -159,7 +159,7 @@ def backward_launch(
 
 
 def combine_forward(branches: Tensor, gates: Tensor, out: Tensor | None = None) -> Tensor:
-    """Eq. 5: the sum over n of gates[..., n] * branches[n].
+    """Eq. 5: the sum over n of gates[..., n] * branches[n], where a gate of 0 gives 0 even for NaN.
 
     `branches` [N, B, Tq, H, E], `gates` [B, Tq, H, N] in any float dtype; returns [B, Tq, H, E] in the dtype
     of the branches: `out`, contiguous, if it is given.

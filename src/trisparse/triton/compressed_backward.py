@@ -46,7 +46,7 @@ def compressed_backward(
     grad_query = place.new_rows(query, *query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
-    band = block_band(config)
+    band = block_band(place.config)
     fill_query_gradient(*inputs, None, grad_query, place, band)
     return grad_query, *key_gradients(*inputs, place, band, num_splits(query.shape[1]))
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.triton.band_forward import Band, forward_launch
-from trisparse.triton.launch import PinnedTiles, Place, Tile, pinned, rowwise
-from trisparse.triton.sequences import packed_sequences
+from trisparse.triton.launch import PinnedTiles, Place, Tile, call_place, pinned, rowwise
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 
@@ -60,10 +59,8 @@ def compressed_place(
     query_start: int,
 ) -> Place:
     """The place of a call that has compressed keys only."""
-    packed = packed_sequences(
-        cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_blocks=key.shape[1]
-    )
-    return Place(config=config, scale=scale, query_start=query_start, packed=packed)
+    sizes = {"num_rows": query.shape[1], "query_start": query_start, "num_blocks": key.shape[1]}
+    return call_place(config, scale, cu_seqlens, **sizes)
 
 
 def compressed_forward(

@@ -16,6 +16,7 @@ from trisparse.triton.primitives import (
     LOG2_E,
     add_parts,
     empty_state,
+    gated_parts,
     load_parts,
     load_rows,
     scale_parts,
@@ -127,7 +128,7 @@ def decode_join_kernel(
             first_piece = compressed_pieces + selected_pieces
             pieces = tl.cdiv(tl.maximum(tl.minimum(position + 1, window), 0), TOKEN_PIECE)
         joined = _join(outs, lse, place, first_piece, pieces, piece_stride, KEYS, VALUE_DIMS)
-        sums = add_parts(sums, scale_parts(joined, tl.load(gates + branch).to(tl.float32)))
+        sums = add_parts(sums, gated_parts(joined, tl.load(gates + branch).to(tl.float32)))
     # out is ours and contiguous: [B, n, H, E]
     offsets = (place + tl.arange(0, 1)) * VALUE_DIM
     store_parts(out, offsets, offsets >= 0, sums, VALUE_DIMS)
@@ -179,7 +180,7 @@ def join_pieces(query: Tensor, gates: Tensor, num_keys: int, place: DecodePlace)
 def variants() -> Iterator[KernelVariant]:
     """What the compile gate compiles."""
     for case in decode_cases():
-        if case.query.shape[1] == 1:
+        if case.extreme:
             out = case.query.new_empty(case.place.outs.shape[1:])
             gates = case.place.lse.new_empty(*case.query.shape[:3], 3)
             launch = join_launch(gates, out, case.key_cmp.shape[1], case.place)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.triton.launch import LEAST_WIDTH, Tile, heads_per_tile
+from trisparse.triton.sizes import cut_sizes
 
 # keys of a piece for one new token: short enough that one row of the batch keeps a GPU busy. More tokens make
 # more programs, and the longer their pieces are, the less has to be joined
@@ -123,7 +124,8 @@ def decode_place(
     config: SparseConfig,
     scale: float,
 ) -> DecodePlace:
-    """The place of a call, with memory for its pieces."""
+    """The place of a call, with memory for its pieces. Here a config enters the room."""
+    config = cut_sizes(config, room)
     pieces = cut(config, query.shape[1], room)
     lse = query.new_empty((pieces.all, *query.shape[:3]), dtype=torch.float32)
     outs = lse.new_empty((*lse.shape, value.shape[3]))

@@ -217,7 +217,7 @@ def attend_token_pieces(
 def variants() -> Iterator[KernelVariant]:
     """What the compile gate compiles: new tokens are programs, not rows."""
     for case in decode_cases():
-        if case.query.shape[1] == 1:
+        if case.extreme:
             pair = case.key, case.value
             tile = pinned(TILES, *pair)
             launch = tokens_launch(case.query, pair, pair, case.place.room, case.ids, case.place, tile)

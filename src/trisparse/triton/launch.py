@@ -17,7 +17,8 @@ from triton.runtime.errors import OutOfResources
 
 from trisparse.config import SparseConfig
 from trisparse.triton import primitives
-from trisparse.triton.sequences import PackedSequences
+from trisparse.triton.sequences import PackedSequences, packed_sequences
+from trisparse.triton.sizes import cut_sizes
 from trisparse.triton.variants import (
     AMPERE_SHARED_BYTES,
     CONSUMER_SHARED_BYTES,
@@ -69,6 +70,32 @@ class Place:
         if self.packed is not None:
             lse.fill_(-torch.inf)
         return self.new_rows(query, *query.shape[:3], value_dim), lse
+
+
+def call_place(
+    config: SparseConfig,
+    scale: float,
+    cu_seqlens: Tensor | None,
+    *,
+    num_rows: int,
+    query_start: int,
+    num_tokens: int | None = None,
+    num_blocks: int | None = None,
+) -> Place:
+    """The place of a call of Tq = `num_rows` rows; a length it has no tensor for, T or C, is None.
+
+    Here a config enters the room, but for that of a decode step.
+    """
+    config = cut_sizes(config, max(query_start + num_rows, num_tokens or 0))
+    packed = packed_sequences(
+        cu_seqlens,
+        config,
+        num_rows=num_rows,
+        query_start=query_start,
+        num_tokens=num_tokens,
+        num_blocks=num_blocks,
+    )
+    return Place(config=config, scale=scale, query_start=query_start, packed=packed)
 
 
 class Tile(NamedTuple):

@@ -82,6 +82,21 @@ def scale_parts(parts, factor):
 
 
 @triton.jit
+def gated_part(part, gate):
+    """Part times `gate`, a scalar or one that broadcasts; 0 for a gate of 0, whatever the part is."""
+    return tl.where(gate == 0.0, 0.0, part * gate)
+
+
+@triton.jit
+def gated_parts(parts, gate):
+    """Parts times `gate`: as `scale_parts`, but a gate of 0 removes what is infinite or NaN, too."""
+    if len(parts) == 1:
+        return (gated_part(parts[0], gate),)
+    else:
+        return gated_part(parts[0], gate), gated_part(parts[1], gate)
+
+
+@triton.jit
 def add_parts(left, right):
     """The sum of two tiles."""
     if len(left) == 1:

@@ -21,6 +21,7 @@ from trisparse.triton.launch import (
     Place,
     Tile,
     attention_arguments,
+    call_place,
     pinned,
     rowwise,
 )
@@ -33,7 +34,6 @@ from trisparse.triton.selection_primitives import (
     visit_launch,
     visits_of,
 )
-from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.steps import attend_keys, store_attention
 from trisparse.triton.tiles import load_view, pair_of, row_places
@@ -167,10 +167,8 @@ def selected_place(
     query_start: int,
 ) -> Place:
     """The place of a call that has raw tokens only."""
-    packed = packed_sequences(
-        cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_tokens=key.shape[1]
-    )
-    return Place(config=config, scale=scale, query_start=query_start, packed=packed)
+    sizes = {"num_rows": query.shape[1], "query_start": query_start, "num_tokens": key.shape[1]}
+    return call_place(config, scale, cu_seqlens, **sizes)
 
 
 def selected_forward(

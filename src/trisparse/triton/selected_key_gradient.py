@@ -25,6 +25,8 @@ from trisparse.triton.tiles import load_pair, pair_of, program_digits, row_place
 # a block that finds none is not split
 PIECE_ROWS = 2048
 _SPLIT_BLOCKS = 4
+# rows of a list that are looked at together
+_MOST_LEADERS = 1024
 
 _ADD_TILE = Tile(rows=16, keys=0, num_warps=4, num_stages=1)
 
@@ -118,15 +120,27 @@ def _entry_rows(rows, batch, first, size, group, HEADS: tl.constexpr, ROWS: tl.c
 
 
 @triton.jit
-def _masked_entries(rows, size, last_row, HEADS: tl.constexpr, ROWS: tl.constexpr, BLOCK_WIDTH: tl.constexpr):
+def _masked_entries(
+    rows,
+    size,
+    last_row,
+    HEADS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SELECT_BLOCK: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     """How many entries, in whole steps of ROWS, have to be masked.
 
     The list is ascending: rows inside the block, up to that of its last token, come first, and only from
     them are later tokens of it hidden.
     """
-    leading = tl.arange(0, BLOCK_WIDTH)
+    leading = tl.arange(0, WIDTH)
     leaders = tl.load(rows + leading, mask=leading < size, other=2**30)
     inside = tl.sum((leaders < last_row).to(tl.int32), axis=0)
+    if WIDTH < SELECT_BLOCK:
+        for first in range(WIDTH, tl.minimum(size, SELECT_BLOCK), WIDTH):
+            leaders = tl.load(rows + first + leading, mask=first + leading < size, other=2**30)
+            inside += tl.sum((leaders < last_row).to(tl.int32), axis=0)
     return tl.minimum(tl.cdiv(inside * HEADS, ROWS), tl.cdiv(size * HEADS, ROWS)) * ROWS
 
 
@@ -180,7 +194,7 @@ def selected_key_kernel(
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
     SELECT_BLOCK: tl.constexpr,
-    BLOCK_WIDTH: tl.constexpr,
+    LEADERS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HEAD_FIRST: tl.constexpr,
     HEAD_SECOND: tl.constexpr,
@@ -205,7 +219,8 @@ def selected_key_kernel(
         begin, end = _list_of(starts, pair * num_blocks + block)
     first, stop, _, _, _, row_stop = tile_place(table, block, SELECT_BLOCK, num_tokens, num_rows, PACKED)
     rows, size = rows + begin, (end - begin).to(tl.int32)
-    masked = _masked_entries(rows, size, first + SELECT_BLOCK - 1 - query_start, HEADS, ROWS, BLOCK_WIDTH)
+    last_row = first + SELECT_BLOCK - 1 - query_start
+    masked = _masked_entries(rows, size, last_row, HEADS, ROWS, SELECT_BLOCK, LEADERS)
 
     offsets = (part * KEYS).to(tl.int32) + tl.arange(0, KEYS)
     tokens = first + offsets
@@ -356,7 +371,7 @@ def key_gradient(
             "ROWS": tile.rows,
             "KEYS": keys,
             "SELECT_BLOCK": block,
-            "BLOCK_WIDTH": triton.next_power_of_2(block),
+            "LEADERS": min(_MOST_LEADERS, triton.next_power_of_2(block)),
             **dim_constants(head_dim, value.shape[3]),
         },
         tile=tile,

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from trisparse.config import SparseConfig
-from trisparse.triton.launch import NAMES, Place, assume_memory
-from trisparse.triton.sequences import packed_sequences
+from trisparse.triton.launch import NAMES, Place, assume_memory, call_place
 
 # enough for every loop and split of a kernel
 TOKENS = 8192
@@ -49,8 +48,7 @@ class Shape(NamedTuple):
         config = SparseConfig()
         bounds = torch.empty(5, dtype=torch.int32, device="meta") if self.packed else None
         sizes = {"num_rows": TOKENS, "num_tokens": TOKENS, "num_blocks": length}
-        packed = packed_sequences(bounds, config, query_start=0, **sizes)
-        return Place(config=config, scale=self.head_dim**-0.5, query_start=0, packed=packed)
+        return call_place(config, self.head_dim**-0.5, bounds, query_start=0, **sizes)
 
 
 # dims and data types that are promised, in each class of shared memory

@@ -8,10 +8,9 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.triton.compressed_forward import attend_compressed
-from trisparse.triton.launch import Place
+from trisparse.triton.launch import Place, call_place
 from trisparse.triton.row_chunks import RowChunk, row_chunks, whole
 from trisparse.triton.selected_forward import attend_selected
-from trisparse.triton.sequences import packed_sequences
 from trisparse.triton.topn import select_blocks_from_lse
 from trisparse.triton.window_forward import attend_window
 
@@ -106,9 +105,10 @@ def sparse_call(
     query_start: int,
 ) -> SparseCall:
     """The call of an operator's arguments."""
-    packed = packed_sequences(
-        cu_seqlens,
+    place = call_place(
         config,
+        scale,
+        cu_seqlens,
         num_rows=query.shape[1],
         query_start=query_start,
         num_tokens=selected[0].shape[1],
@@ -120,5 +120,5 @@ def sparse_call(
         selected=selected,
         window=window,
         gates=gates,
-        place=Place(config=config, scale=scale, query_start=query_start, packed=packed),
+        place=place,
     )

@@ -10,8 +10,7 @@ from trisparse.triton.band_backward import fill_query_gradient, key_gradients
 from trisparse.triton.band_key_gradient import KEY_TILES, key_gradient
 from trisparse.triton.band_query_gradient import QUERY_TILES, query_gradient
 from trisparse.triton.combine import row_sums
-from trisparse.triton.launch import Place, pinned
-from trisparse.triton.sequences import packed_sequences
+from trisparse.triton.launch import call_place, pinned
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 from trisparse.triton.window_forward import token_band
@@ -33,14 +32,12 @@ def window_backward(
 
     A token that no row sees gets 0.
     """
-    packed = packed_sequences(
-        cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_tokens=key.shape[1]
-    )
-    place = Place(config=config, scale=scale, query_start=query_start, packed=packed)
+    sizes = {"num_rows": query.shape[1], "query_start": query_start, "num_tokens": key.shape[1]}
+    place = call_place(config, scale, cu_seqlens, **sizes)
     grad_query = place.new_rows(query, *query.shape)
     delta = row_sums(grad_out, out)
     inputs = grad_out, query, key, value, lse.contiguous(), delta, None
-    band = token_band(config)
+    band = token_band(place.config)
     fill_query_gradient(*inputs, None, grad_query, place, band)
     return grad_query, *key_gradients(*inputs, place, band)
 

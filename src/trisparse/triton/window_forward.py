@@ -7,8 +7,7 @@ from torch import Tensor
 
 from trisparse.config import SparseConfig
 from trisparse.triton.band_forward import Band, forward_launch
-from trisparse.triton.launch import PinnedTiles, Place, Tile, pinned, rowwise
-from trisparse.triton.sequences import packed_sequences
+from trisparse.triton.launch import PinnedTiles, Place, Tile, call_place, pinned, rowwise
 from trisparse.triton.shapes import TOKENS, shape_cases
 from trisparse.triton.variants import KernelVariant
 
@@ -51,10 +50,8 @@ def window_forward(
         out [B, Tq, H, E] in the query's dtype and lse [B, Tq, H], natural, fp32; 0 and -inf for a row that
         sees no token.
     """
-    packed = packed_sequences(
-        cu_seqlens, config, num_rows=query.shape[1], query_start=query_start, num_tokens=key.shape[1]
-    )
-    place = Place(config=config, scale=scale, query_start=query_start, packed=packed)
+    sizes = {"num_rows": query.shape[1], "query_start": query_start, "num_tokens": key.shape[1]}
+    place = call_place(config, scale, cu_seqlens, **sizes)
     out, lse = place.new_results(query, value.shape[3])
     attend_window(query, key, value, out, lse, place)
     return out, lse
