@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import trisparse
 from trisparse.config import SparseConfig
 from trisparse.decode import sparse_decode
+from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.testing.inputs import Case, Inputs, make_inputs
 
 
@@ -102,3 +104,24 @@ def make_decoding(
     )
     starts = torch.tensor([length - new_tokens for length in lengths], dtype=torch.int32)
     return Decoding(rows=rows, tensors=tensors, starts=starts, config=config, ring=ring)
+
+
+def check_rows(call: Decoding, out: Tensor, ids: Tensor) -> None:
+    """Each row against the reference on that row alone, with the ids that were chosen."""
+    for index, row in enumerate(call.rows):
+        wide, chosen = row.to(torch.float64), ids[index : index + 1].cpu()
+        place = {"query_start": row.query_start, "backend": "reference"}
+        gold_ids = trisparse.select_blocks(wide.query, wide.compressed[0], call.config, **place)
+        ranks = selection_ranks(wide.query, wide.compressed[0], call.config, query_start=row.query_start)
+        compare_ids(chosen, gold_ids, ranks)
+        low, gold = (whole(each, chosen) for each in (row, wide))
+        assert_within_budget(f"row {index}", out[index : index + 1].cpu(), low, gold)
+
+
+def whole(row: Inputs, ids: Tensor) -> Tensor:
+    """The op on one row with given ids, by the reference."""
+    place: dict[str, Any] = {"query_start": row.query_start, "backend": "reference"}
+    out_cmp, _ = trisparse.compressed_attention(row.query, *row.compressed, row.config, **place)
+    out_slc = trisparse.selected_attention(row.query, *row.selected, ids, row.config, **place)
+    out_win = trisparse.window_attention(row.query, *row.window, row.config, **place)
+    return trisparse.api.gated_sum(row.gates, (out_cmp, out_slc, out_win))

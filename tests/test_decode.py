@@ -6,14 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from arguments import WHOLE, arguments
-from decoding import make_decoding
+from decoding import check_rows, make_decoding
 from operators import Operators
 from wrong_arguments import BAD
 
-import trisparse
 from trisparse import SparseConfig, backends
 from trisparse.decode import sparse_decode
-from trisparse.testing.budget import assert_within_budget, compare_ids, selection_ranks
 from trisparse.testing.inputs import device_of, kernel_backends, usable_backends
 
 BACKENDS = kernel_backends(torch.float32)
@@ -59,30 +57,6 @@ HEADS = {
     "6 of 1": (6, 1, 192, 128),
     "40 of 2": (40, 2, 16, 16),
 }
-
-
-def place_of(row, backend="reference"):
-    return {"query_start": row.query_start, "backend": backend}
-
-
-def check_rows(call, out, ids):
-    """Each row against the reference on that row alone, with the ids that were chosen."""
-    for index, row in enumerate(call.rows):
-        wide = row.to(torch.float64)
-        gold_ids = trisparse.select_blocks(wide.query, wide.compressed[0], call.config, **place_of(row))
-        ranks = selection_ranks(wide.query, wide.compressed[0], call.config, query_start=row.query_start)
-        compare_ids(ids[index : index + 1].cpu(), gold_ids, ranks)
-        low, gold = (whole(each, ids[index : index + 1].cpu()) for each in (row, wide))
-        assert_within_budget(f"row {index}", out[index : index + 1].cpu(), low, gold)
-
-
-def whole(row, ids):
-    """The op on one row with given ids, by the reference."""
-    place = place_of(row)
-    out_cmp, _ = trisparse.compressed_attention(row.query, *row.compressed, row.config, **place)
-    out_slc = trisparse.selected_attention(row.query, *row.selected, ids, row.config, **place)
-    out_win = trisparse.window_attention(row.query, *row.window, row.config, **place)
-    return trisparse.api.gated_sum(row.gates, (out_cmp, out_slc, out_win))
 
 
 @pytest.mark.parametrize("ring", [False, True], ids=["positions", "ring"])

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import BRANCHES, attend, cancelling, ids_of
 
 import trisparse
 from trisparse import SparseConfig
@@ -13,7 +14,7 @@ CONFIG = SparseConfig(
     compress_block=8, compress_stride=4, select_block=16, num_selected=2, num_initial=0, num_local=1, window=9
 )
 TOKENS = 70
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
 
 
 def draw(backend, dtype=torch.float32, **others):
@@ -148,6 +149,99 @@ def test_nan_key_changes_only_the_rows_that_see_it(backend):
     assert bad[20:29, 2:].all()
     assert not bad[:, :2].any()
     assert not bad[29:].any()
+
+
+def attend_fused(branch, inputs, ids, backend):
+    """Output of a branch, or of the whole op as `backend` fuses it."""
+    if branch == "whole":
+        return trisparse.sparse_attention(*inputs.all_arguments, backend=backend, **inputs.where)
+    return attend(branch, inputs, ids, backend)[0]
+
+
+def assert_same_specials(branch, out, inputs, ids, first=0):
+    """NaN and infinities are those of the reference, given the same ids, in the rows from `first` on."""
+    gold = attend(branch, inputs.to("cpu").to(torch.float64), ids.cpu(), "reference")[0]
+    for test in (torch.isnan, torch.isinf):
+        assert torch.equal(test(out.cpu())[:, first:], test(gold)[:, first:])
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_query_changes_only_its_row(backend, branch):
+    """Guards against inf of one row or head that a tile spreads to others, or a maximum hides."""
+    inputs = draw(backend)
+    query = inputs.query.clone()
+    query[0, 40, 1, 3] = INF
+    spoiled = inputs.with_tensors((query, *inputs.tensors[1:]))
+    ids = ids_of(spoiled if branch == "whole" else inputs, backend)
+    results = []
+    for given in (inputs.leaves(), spoiled.leaves()):
+        out = attend_fused(branch, given, ids, backend)
+        results.append((out.detach(), *torch.autograd.grad(out.sum(), given.query)))
+    assert_same_specials(branch, results[1][0], spoiled, ids)
+    # the heads of a group choose together
+    heads = slice(0, 2) if branch == "whole" else slice(1, 2)
+    for clean, result in zip(*results, strict=True):
+        assert result[0, 40, 1].isnan().all()
+        clean[0, 40, heads] = result[0, 40, heads] = 0
+        assert torch.equal(result, clean)
+
+
+@pytest.mark.parametrize("value", [INF, -INF], ids=str)
+@pytest.mark.parametrize("branch", BRANCHES[:3])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_infinite_key_changes_only_the_rows_that_see_it(backend, branch, value):
+    """Guards against inf that a tile spreads to rows behind it, or to the other group."""
+    inputs = draw(backend)
+    ids = torch.zeros(1, TOKENS, 2, 2, dtype=torch.int32, device=inputs.query.device)
+    # block 1, where the key lies, is chosen by every third row
+    ids[:, ::3, :, 1] = 1
+    clean = attend(branch, inputs, ids, backend)[0]
+    index = 2 * BRANCHES.index(branch) + 1
+    tensors = list(inputs.tensors)
+    tensors[index] = tensors[index].clone()
+    # compressed block 5 ends with token 27
+    tensors[index][0, 5 if branch == "compressed" else 20, 1, 3] = value
+    spoiled = inputs.with_tensors(tuple(tensors))
+    out = attend(branch, spoiled, ids, backend)[0]
+    sees = torch.zeros(TOKENS, dtype=torch.bool)
+    sees[{"compressed": slice(27, None), "selected": slice(21, None, 3), "window": slice(20, 29)}[branch]] = (
+        True
+    )
+    assert torch.equal(out[:, :, :2], clean[:, :, :2])
+    # of a future token in the same tile nothing is promised
+    assert torch.equal(out[:, 32:][:, ~sees[32:]], clean[:, 32:][:, ~sees[32:]])
+    assert_same_specials(branch, out, spoiled, ids, first=20)
+
+
+# far from overflow forward, close to it backward
+HUGE = {torch.float32: 1e37, torch.bfloat16: 1e37, torch.float16: 1e4}
+
+
+@pytest.mark.parametrize("branch", BRANCHES)
+@pytest.mark.parametrize("dtype", HUGE, ids=str)
+@pytest.mark.parametrize("backend", kernel_backends(torch.float32))
+def test_huge_gradient_gives_what_the_reference_gives(backend, dtype, branch):
+    """Guards against products of a gradient that overflow, or that meet a probability of 0 as inf."""
+    inputs = draw("reference", dtype)
+    moved = inputs.to(device_of(backend))
+    ids = ids_of(moved, backend)
+    grads = []
+    for given, chosen in ((moved, backend), (inputs, "reference"), (inputs.to(torch.float64), "reference")):
+        given = given.leaves()
+        slots = ids.to(given.query.device)
+        if chosen == "reference":
+            out = attend(branch, given, slots, chosen)[0]
+        else:
+            out = attend_fused(branch, given, slots, chosen)
+        grad = torch.full_like(out, HUGE[dtype])
+        grads.append(torch.autograd.grad(out, given.tensors, grad, allow_unused=True))
+    for what, (got, low, gold) in enumerate(zip(*grads, strict=True)):
+        assert (got is None) == (gold is None)
+        if got is not None:
+            terms = HUGE[dtype] * cancelling(inputs) if what in (0, 1, 3, 5) else 0.0
+            name = f"{branch} gradient {what}"
+            assert_within_budget(name, got, low, gold, gradient=True, cancelling=terms)
 
 
 @pytest.mark.parametrize(

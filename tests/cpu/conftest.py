@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ from trisparse.cpu import build as build_module
 from trisparse.cpu import library as library_module
 from trisparse.cpu.library import _part, _whole, library
 from trisparse.cpu.processor import Processor
+from trisparse.cpu.recipe import COMMON_FLAGS
 
-from .standin import SOURCES, Call, Messages, Script
+from .standin import SOURCES, Call, Messages, Program, Script
 
 
 @pytest.fixture
@@ -54,6 +56,20 @@ def real_compiler() -> str:
     if path is None:
         pytest.skip("neither g++ nor clang++ is installed here")
     return path
+
+
+@pytest.fixture
+def program(tmp_path: Path, real_compiler: str) -> Program:
+    """Compiles a program of our headers, in namespace `trisparse::toy`."""
+    source, place = tmp_path / "toy.cpp", tmp_path / "toy"
+    flags = (*COMMON_FLAGS, f"-I{build_module.SOURCES}", "-DTRISPARSE_SET=toy", "-DTRISPARSE_CANARIES", "-O0")
+
+    def make(text: str) -> Path:
+        source.write_text(text)
+        subprocess.run([real_compiler, *flags, source, "-o", place, "-pthread"], check=True)
+        return place
+
+    return make
 
 
 @pytest.fixture

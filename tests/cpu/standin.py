@@ -122,6 +122,8 @@ SOURCES = {
 
 # makes the compiler a shell script -> a file that the script may write to
 Script = Callable[..., Path]
+# text of a program that includes our headers -> the program
+Program = Callable[[str], Path]
 # words of the command line -> exit code, stdout, stderr
 Call = Callable[..., tuple[int, str, str]]
 # what was logged so far

@@ -25,7 +25,9 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=s
 SETS = pytest.mark.parametrize("instructions", instruction_sets())
 # (H, G): tiles of one token's heads, of parts of tokens, of several tokens, and of one head
 HEADS = pytest.mark.parametrize(("heads", "groups"), [(16, 1), (6, 1), (10, 2), (2, 2)])
+# for one thread, and just enough work to be shared out
 TINY = {"tokens": 83, "heads": 6, "head_dim": 20, "value_dim": 12}
+SHARED = {"batch": 1, "tokens": 179, "head_dim": 32, "value_dim": 40}
 # prints a hash of a forward and a backward, and of one of many short rows
 HASHES = """
 import hashlib
@@ -83,22 +85,14 @@ def test_parts_of_a_long_call_do_not_matter(threads, bounds):
     assert_same_bits(results[1], results[0])
 
 
-@DTYPES
-def test_repeats_with_two_threads_are_equal(threads, dtype):
-    """Guards against a race that shows once in many runs."""
-    threads(2)
-    inputs = draw(dtype, tokens=333)
-    first = run(inputs)
-    for _ in range(10):
-        assert_same_bits(run(inputs), first)
-
-
+@pytest.mark.parametrize("sizes", [TINY, SHARED], ids=["one thread", "two threads"])
 @DTYPES
 @SETS
-def test_many_repeats_are_equal(select, instructions, dtype):
-    """Guards against memory that is read before it is written, which differs from call to call."""
+def test_many_repeats_are_equal(select, threads, instructions, dtype, sizes):
+    """Guards against a race that shows once in many runs, and memory that is read before it is written."""
     select(instructions)
-    inputs = draw(dtype, **TINY)
+    threads(2)
+    inputs = draw(dtype, **sizes)
     first = run(inputs)
     for _ in range(50):
         assert_same_bits(run(inputs), first)
@@ -162,7 +156,7 @@ def test_small_call_stays_on_one_thread(pool_calls):
     """Guards against threads that are woken for less work than waking them costs."""
     run(draw(**TINY))
     assert pool_calls == []
-    run(draw())
+    run(draw(**SHARED))
     assert set(pool_calls) == {2}
 
 

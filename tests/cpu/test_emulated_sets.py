@@ -1,4 +1,4 @@
-"""The sets for AMX and AVX-512 on processors without: all of their code, with emulated instructions."""
+"""Sets that this processor cannot run, or has better ones than: all of their code is run nevertheless."""
 
 import os
 import platform
@@ -14,20 +14,26 @@ from .kernels import instruction_sets, needs_kernels
 HERE = Path(__file__).parent
 PLUGIN = HERE.parents[1] / "tools" / "emulated_cpu"
 FILES = [HERE / f"test_{name}.py" for name in ("instruction_sets", "decode")]
+X86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="these sets are built on x86-64 only")
+# a session of pytest on a processor that has nothing but what all have
+PLAIN = """
+import sys
+import pytest
+from trisparse.cpu import recipe
+from trisparse.cpu.library import library
+from trisparse.cpu.processor import Processor
+recipe.this_processor = lambda: Processor("x86_64")
+assert library().instruction_sets == ("portable",)
+assert "avx2" in library().build.left_out
+sys.exit(pytest.main(sys.argv[1:]))
+"""
 
 
-@needs_kernels
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="these sets are built on x86-64 only")
-@pytest.mark.timeout(900)  # with building the kernels, and the other tests beside it
-@pytest.mark.parametrize(("name", "dtype"), [("amx", "bfloat16"), ("avx512", "float32")])
-def test_a_set_that_is_not_here_agrees_with_the_reference(name: str, dtype: str):
-    """Guards roundings, layouts and passes of sets that most machines cannot run."""
-    if name in instruction_sets():
-        pytest.skip("it is here, and tested as it is")
-    command = [sys.executable, "-m", "pytest", "-p", "emulated_cpu", "-o", "addopts=", "-q"]
+def passed_in(command: list[str], **settings: str) -> int:
+    """The tests that passed in a session of pytest; none may fail."""
     done = subprocess.run(
-        [*command, "-k", f"{name} and {dtype}", *map(str, FILES)],
-        env={**os.environ, "PYTHONPATH": str(PLUGIN)},
+        [sys.executable, *command, "-o", "addopts=", "-q"],
+        env={**os.environ, **settings},
         cwd=HERE.parents[1],
         capture_output=True,
         text=True,
@@ -36,4 +42,27 @@ def test_a_set_that_is_not_here_agrees_with_the_reference(name: str, dtype: str)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
-    assert int(passed[1]) > 100
+    return int(passed[1])
+
+
+@needs_kernels
+@X86
+@pytest.mark.timeout(900)  # with building the kernels, and the other tests beside it
+@pytest.mark.parametrize(("name", "dtype"), [("amx", "bfloat16"), ("avx512", "float32")])
+def test_a_set_that_is_not_here_agrees_with_the_reference(name: str, dtype: str):
+    """Guards roundings, layouts and passes of sets that most machines cannot run."""
+    if name in instruction_sets():
+        pytest.skip("it is here, and tested as it is")
+    command = ["-m", "pytest", "-p", "emulated_cpu", "-k", f"{name} and {dtype}", *map(str, FILES)]
+    assert passed_in(command, PYTHONPATH=str(PLUGIN)) > 100
+
+
+@needs_kernels
+@X86
+@pytest.mark.timeout(900)
+def test_vectors_of_four_agree_with_the_reference():
+    """Guards the lanes of NEON and of old processors, and half precision without instructions for it."""
+    cases = "odd_dims or uneven or many_forced or whole_sequence_selected"
+    whole = f"(whole_op or selection) and ({cases})"
+    choice = f"portable and ({whole} or test_each_set_agrees or batch_invariant_tokens)"
+    assert passed_in(["-c", PLAIN, "-k", choice, *map(str, FILES)]) > 30

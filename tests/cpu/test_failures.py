@@ -7,10 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from trisparse.cpu.build import SOURCES
-from trisparse.cpu.recipe import COMMON_FLAGS
-
 from .kernels import needs_kernels
+from .standin import Program
 
 TESTS = Path(__file__).parents[1]
 
@@ -135,13 +133,9 @@ def test_any_other_exception_is_a_runtime_error():
 
 
 @pytest.fixture
-def toy(tmp_path: Path, real_compiler: str) -> Path:
+def toy(program: Program) -> Path:
     """A program whose tasks fail, and that writes beyond a buffer if it has arguments."""
-    source, program = tmp_path / "toy.cpp", tmp_path / "toy"
-    source.write_text(TOY)
-    flags = (*COMMON_FLAGS, f"-I{SOURCES}", "-DTRISPARSE_SET=toy", "-DTRISPARSE_CANARIES", "-O0")
-    subprocess.run([real_compiler, *flags, source, "-o", program, "-pthread"], check=True)
-    return program
+    return program(TOY)
 
 
 def test_write_beyond_a_buffer_ends_the_process(toy: Path):

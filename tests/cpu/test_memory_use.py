@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from decoding import make_decoding
 
 from trisparse.cpu import attention
 from trisparse.cpu.attention import BRANCHES
@@ -92,13 +93,47 @@ def test_words_around_every_result_of_the_branches_stay(select, monkeypatch, ins
     guarded.check()
 
 
+@DTYPES
+@SETS
+def test_words_around_every_result_of_a_recomputing_backward_stay(select, monkeypatch, instructions, dtype):
+    """Guards against a store without a mask where branches are computed again from the ids."""
+    select(instructions)
+    inputs = draw(dtype, **SIZES)
+    *_, ids = attention.sparse_forward(*inputs.tensors, False, *PLACE)
+    guarded = Guarded(monkeypatch)
+    attention.sparse_recompute_backward(grad_of(inputs), *inputs.tensors, ids, *PLACE)
+    # branches and log-sum-exp once more, eight gradients
+    assert len(guarded.buffers) == 2 + 8
+    guarded.check()
+
+
+@pytest.mark.parametrize("ring", [False, True], ids=["positions", "ring"])
+@pytest.mark.parametrize("new_tokens", [1, 5, 70])
+@DTYPES
+@SETS
+def test_words_around_every_result_of_a_decode_step_stay(
+    select, monkeypatch, instructions, dtype, new_tokens, ring
+):
+    """Guards against a store without a mask in rows of different length, one of which takes no part."""
+    select(instructions)
+    shape = {"heads": 6, "head_dim": 20, "value_dim": 12, "dtype": dtype, "ring": ring}
+    call = make_decoding([700, new_tokens, 83], new_tokens, CONFIG, **shape)
+    query, *pairs, gates = call.tensors
+    call.starts[1] = -1
+    slots = pairs[2][0].shape[1] if ring else 0
+    tensors = (query, None, *(x for pair in pairs for x in pair), gates, call.starts)
+    guarded = Guarded(monkeypatch)
+    out, _ = attention.decode_forward(*tensors, slots, CONFIG, 0.2)
+    # two for the layout of a step, two that it fills
+    assert len(guarded.buffers) == 4
+    guarded.check()
+    assert out.isfinite().all()
+    assert not out[1].any()
+
+
 @pytest.fixture
-def spoiled_memory():
-    """Memory of torch, and of the kernels where the C library can, is full of NaN when it is handed out."""
-    settings = torch.utils.deterministic
-    before = settings.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
-    settings.fill_uninitialized_memory = True
+def spoiled_scratch():
+    """Memory of the kernels, where the C library can, is full of NaN when it is handed out."""
     # of glibc: fresh memory is filled with the complement of the lowest byte of the number
     perturb = -6
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
@@ -107,8 +142,20 @@ def spoiled_memory():
     yield
     if mallopt:
         mallopt(perturb, 0)
-    settings.fill_uninitialized_memory = before
-    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="not done where there is a GPU")
+def test_memory_of_results_is_spoiled_in_every_test():
+    """Guards against a fixture of all tests that fills nothing (reliability row K12)."""
+    tensor = torch.ones(3)
+    for made in (
+        torch.empty(3),
+        torch.empty_like(tensor),
+        tensor.new_empty(3),
+        tensor.new_empty(3).bfloat16(),
+    ):
+        assert made.isnan().all()
+    assert (tensor.new_empty(3, dtype=torch.int32) == torch.iinfo(torch.int32).max).all()
 
 
 @DTYPES
@@ -123,10 +170,12 @@ def test_uninitialized_memory_does_not_matter(select, request, instructions, dty
         draw(dtype, **SIZES | {"tokens": 700}, query_start=697),
     ]
     wanted = [run(inputs) for inputs in calls]
-    request.getfixturevalue("spoiled_memory")
-    assert torch.empty(3).isnan().all()
+    request.getfixturevalue("spoiled_scratch")
     for inputs, exact in zip(calls, wanted, strict=True):
-        assert_same_bits(run(inputs), exact)
+        results = run(inputs)
+        assert_same_bits(results, exact)
+        # what torch hands out is spoiled in either run
+        assert all(x.isfinite().all() for x in results)
 
 
 def resident_bytes():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from agreement import BRANCHES, attend, ids_of
 
 import trisparse
 
@@ -59,6 +60,30 @@ def test_layout_changes_no_bit(select, instructions, dtype, layout):
     wanted = run(inputs, grad)
     laid_out = inputs.with_tensors(tuple(layout(x) for x in inputs.tensors))
     assert_same_bits(run_as_they_lie(laid_out, layout(grad)), wanted)
+
+
+def attend_as_they_lie(branch, inputs, ids, grad):
+    """Results and gradients of a branch, without copies of the inputs."""
+    inputs = inputs.with_tensors(tuple(x.detach().requires_grad_() for x in inputs.tensors))
+    outs = attend(branch, inputs, ids, "cpu")
+    pair = getattr(inputs, branch)
+    return [*(x.detach() for x in outs), *torch.autograd.grad(outs[0], (inputs.query, *pair), grad)]
+
+
+@pytest.mark.parametrize("branch", BRANCHES[:3])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("instructions", instruction_sets())
+def test_layout_changes_no_bit_of_a_branch(select, instructions, dtype, layout, branch):
+    """Guards against strides of a branch alone, which are set in another place than those of the whole op."""
+    select(instructions)
+    inputs = draw(dtype, **SIZES)
+    grad, ids = grad_of(inputs), ids_of(inputs, "cpu")
+    laid_out = inputs.with_tensors(tuple(layout(x) for x in inputs.tensors))
+    assert torch.equal(ids_of(laid_out, "cpu"), ids)
+    wanted = attend_as_they_lie(branch, inputs, ids, grad)
+    slots_apart = ids.movedim(-1, 0).contiguous().movedim(0, -1)
+    assert_same_bits(attend_as_they_lie(branch, laid_out, slots_apart, layout(grad)), wanted)
 
 
 @pytest.mark.parametrize("dim", range(4))

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from comparison import DEVICE, NAN, relaid
-from decode_check import check
-from decoding import Decoding, make_decoding
+from decoding import Decoding, check_rows, make_decoding
 
 from trisparse import SparseConfig
 from trisparse.triton import decode_rows
@@ -71,7 +70,7 @@ def test_ragged_rows_agree_with_the_reference(heads, ring):
     """Guards against another row's length, stale slots, NaN behind a row, and heads of other groups."""
     for new_tokens, lengths in ((1, [1, 100]), (3, [3, 77])):
         call = make(lengths, new_tokens, heads=heads, ring=ring)
-        check(call, *call.to(DEVICE).run("triton"))
+        check_rows(call, *call.to(DEVICE).run("triton"))
 
 
 # (heads, new tokens, panels): rows of several programs, of which the last has one token; and one program
@@ -87,7 +86,7 @@ def test_many_new_tokens_agree_with_the_reference(heads, new_tokens, panels, mon
     found = decode_rows.panel(new_tokens, num_heads // groups, 64)
     assert (found.rows, found.panels) == (64, panels)
     call = make([new_tokens + 1, 90], new_tokens, heads=heads, ring=True)
-    check(call, *call.to(DEVICE).run("triton"))
+    check_rows(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -95,14 +94,14 @@ def test_every_config_agrees_with_the_reference(config):
     """Guards against blocks that are cut by a piece, and against a wrong overlap or window edge."""
     for new_tokens, lengths in ((1, [9, 120]), (3, [50, 21])):
         call = make(lengths, new_tokens, CONFIGS[config], ring=new_tokens == 1)
-        check(call, *call.to(DEVICE).run("triton"))
+        check_rows(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("heads", ["16 of 1", "6 of 2"])
 def test_agrees_with_the_reference_in_fp16(heads):
     """Guards against pieces that are rounded before they are joined."""
     call = make([120, 40], 3, heads=heads, dtype=torch.float16, ring=True)
-    check(call, *call.to(DEVICE).run("triton"))
+    check_rows(call, *call.to(DEVICE).run("triton"))
 
 
 @pytest.mark.parametrize("new_tokens", [1, 3])
@@ -147,7 +146,7 @@ def test_more_pieces_than_a_step_joins(monkeypatch):
     monkeypatch.setattr(decode_rows, "COMPRESSED_PIECE", 1)
     monkeypatch.setattr(decode_rows, "TOKEN_PIECE", 3)
     call = make([120, 90], config=CONFIGS["window over pieces"])
-    check(call, *call.to(DEVICE).run("triton"))
+    check_rows(call, *call.to(DEVICE).run("triton"))
 
 
 def test_row_that_starts_below_zero_takes_no_part():
