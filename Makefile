@@ -14,7 +14,7 @@ GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n
 
 .PHONY: demo test check test-clang test-emulated sanitize clean test-gpu rehearse-gpu bench-gpu tune-gpu train-gpu
 
-# ten minutes on two CPU cores: trains, generates, measures and writes runs/demo/report.html
+# about ten minutes: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
 	$(BIN)/trisparse demo
 

@@ -1,22 +1,25 @@
 """The demo, in small: every stage runs, and a second call goes on where the first one was stopped."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from trisparse.demo import measure
+from trisparse.demo import fit, measure
 from trisparse.demo.page import summary, verdict
 from trisparse.demo.plan import DemoPlan
 from trisparse.demo.run import run_demo
 from trisparse.report.rows import read_rows
 from trisparse.train import callbacks
 from trisparse.train.interrupt import TrainingInterrupted
+from trisparse.train.recipe import Recipe
 
 
 def small(output: Path) -> DemoPlan:
     return DemoPlan(
         output=output,
+        minutes=None,
         steps=2,
         batch_size=1,
         context_length=256,
@@ -73,6 +76,75 @@ def test_demo_stopped_in_its_first_checkpoint_goes_on(
     with pytest.raises(KeyboardInterrupt):
         run_demo(small(tmp_path), lambda _: None)
     assert len(list(tmp_path.glob("*/model"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("minutes", "steps"), [(None, 360), (10.0, 100), (30.0, 300), (60.0, 360), (1.0, 20)], ids=str
+)
+def test_steps_are_those_that_fit_into_half_of_the_minutes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float | None, steps: int
+) -> None:
+    """Guards ten minutes on a machine that is slower than ours; a step of both models takes 3 s here."""
+    seconds = {"nsa": 2.0, "full": 1.0}
+    monkeypatch.setattr(fit, "_seconds_per_step", lambda _, attention: seconds[attention])
+    assert fit.fitted_steps(DemoPlan(output=tmp_path, minutes=minutes)) == steps
+
+
+def test_the_trial_takes_its_time_from_steps_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a build of kernels, or the making of a corpus, that counts as a step."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    clock = iter([1000.0, 1007.0, 1009.5, 1011.0])
+    monkeypatch.setattr(fit.time, "monotonic", lambda: next(clock))
+
+    def steps(recipe: Recipe, on_progress: Callable[..., None]) -> None:
+        assert Path(recipe.output).parent == tmp_path
+        for _ in range(recipe.steps):
+            on_progress(None)
+
+    monkeypatch.setattr(fit, "train", steps)
+    assert fit._seconds_per_step(small(tmp_path), "nsa") == 2.5
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_trial_run_is_a_run(tmp_path: Path) -> None:
+    """Guards against a recipe that training refuses."""
+    assert 0 < fit._seconds_per_step(small(tmp_path), "full") < 60
+
+
+@pytest.mark.parametrize(
+    ("minutes", "wanted"), [(None, [1, 2, 4, 8]), (10.0, [1, 2, 4]), (100.0, [1, 2, 4, 8])], ids=str
+)
+def test_a_benchmark_stops_before_the_length_that_takes_too_long(
+    monkeypatch: pytest.MonkeyPatch, minutes: float | None, wanted: list[int]
+) -> None:
+    """Guards ten minutes: 72 s are a benchmark's share, 2 + 8 are over, and after 20 s more 80 would come."""
+    now = 0.0
+    monkeypatch.setattr(fit.time, "monotonic", lambda: now)
+    found = []
+    for length, seconds in zip(fit.lengths_in_time([1, 2, 4, 8], minutes), (2, 8, 20, 80), strict=False):
+        found.append(length)
+        now += seconds
+    assert found == wanted
+
+
+def test_how_much_fits_in_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards against a demo that goes on with other steps, since the machine is busier now."""
+    plan = replace(small(tmp_path), minutes=3.0, steps=50)
+    monkeypatch.setattr("trisparse.demo.run._TABLES", {})
+    monkeypatch.setattr("trisparse.demo.run._train", lambda plan, *_: trained.append(plan.steps))
+    monkeypatch.setattr("trisparse.demo.run.write_page", lambda folder: folder)
+    monkeypatch.setattr(measure, "write_sample", lambda *_: None)
+    trained: list[int] = []
+    for answer in (7, 30):
+        monkeypatch.setattr("trisparse.demo.run.fitted_steps", lambda _, answer=answer: answer)
+        run_demo(plan, lambda _: None)
+    assert trained == [7] * 4
+    for text in ("7", "{}", '{"steps": "many"}', "nothing"):
+        (tmp_path / "plan.json").write_text(text)
+        with pytest.raises(ValueError, match="^output: .* other sizes"):
+            run_demo(plan, lambda _: None)
 
 
 @pytest.mark.parametrize(("nsa", "wanted"), [("2.02", "within the 2 %"), ("2.10", "not within the 2 %")])

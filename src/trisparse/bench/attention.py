@@ -1,7 +1,7 @@
 """The attention benchmark: our backends against PyTorch's full attention, as rows of attention.csv."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ DIRECTIONS = ("forward", "backward", "forward+backward")
 
 
 def run(
-    lengths: Sequence[int],
+    lengths: Iterable[int],
     *,
     heads: int = 16,
     groups: int = 1,
@@ -50,7 +50,7 @@ def run(
     nor are projections, gates and rotary embedding.
 
     Args:
-        lengths: tokens of each case.
+        lengths: tokens of each case; an iterator is asked for the next one when the last is measured.
         backends: names as `sparse_attention` takes them; "sdpa" comes first whether named or not.
         parts: beside each backend also measure its parts alone (`part.PARTS`), as "cpu:window".
         directions: some of "forward", "backward", "forward+backward".
@@ -66,7 +66,7 @@ def run(
         NotImplementedError: a backend that cannot run here.
     """
     _check(directions, samples)
-    cases = [
+    cases: Iterable[Case] = (
         Case(
             tokens=tokens,
             heads=heads,
@@ -78,7 +78,10 @@ def run(
             config=config or SparseConfig(),
         )
         for tokens in lengths
-    ]
+    )
+    if isinstance(lengths, Sequence):
+        # a wrong one is to be named before anything runs
+        cases = list(cases)
     bench = _Bench(
         _contenders(backends, torch.device(device).type, dtype, parts),
         Gate(torch.device(device)),

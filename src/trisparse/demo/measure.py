@@ -11,6 +11,7 @@ from trisparse.bench import attention as bench
 from trisparse.config import SparseConfig
 from trisparse.data.corpus import standard_library_corpus
 from trisparse.data.packing import PackedWindows, spread
+from trisparse.demo.fit import lengths_in_time
 from trisparse.demo.plan import ATTENTIONS, DemoPlan
 from trisparse.eval.needle import needle_rows
 from trisparse.eval.position import bits_by_position
@@ -104,7 +105,7 @@ def attention(plan: DemoPlan, say: Say) -> Rows:
     runs = (("forward", plan.bench_lengths), ("backward", plan.bench_backward_lengths))
     for direction, lengths in runs:
         rows += bench.run(
-            lengths,
+            lengths_in_time(lengths, plan.minutes),
             dtype=dtype,
             backends=("auto",),
             directions=(direction,),

@@ -1,4 +1,4 @@
-"""How much the demo does: sizes chosen for two CPU cores and ten minutes."""
+"""How much the demo does: sizes chosen for two CPU cores with AMX and ten minutes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ class DemoPlan:
 
     Attributes:
         output: the folder of everything the demo writes.
+        minutes: where the machine needs longer, there are fewer steps and shorter benchmarks (`fit.py`); None
+            for all of them, however long they take.
         steps, batch_size, context_length: of both training runs.
         preset: of both models.
         bench_lengths: context lengths of the forward benchmark, tokens.
@@ -23,6 +25,7 @@ class DemoPlan:
     """
 
     output: Path
+    minutes: float | None = 10.0
     preset: str = "tiny"
     steps: int = 360
     batch_size: int = 2
@@ -39,6 +42,7 @@ class DemoPlan:
         """Sizes that show whether all parts work, and nothing else."""
         return cls(
             output=output,
+            minutes=None,
             steps=4,
             context_length=256,
             bench_lengths=(256, 512),

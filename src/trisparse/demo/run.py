@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from trisparse.demo import measure
+from trisparse.demo.fit import fitted_steps
 from trisparse.demo.page import write_page
 from trisparse.demo.plan import ATTENTIONS, DemoPlan
 from trisparse.files import write_whole
@@ -50,16 +52,38 @@ def _discard_unresumable(folder: Path) -> None:
         remove_incomplete(folder)
 
 
-def _claim(plan: DemoPlan) -> None:
-    """Make the folder this plan's: results of another one must not be taken for its own."""
+def _sizes(plan: DemoPlan) -> dict[str, str]:
+    return {name: str(value) for name, value in vars(plan).items() if name != "output"}
+
+
+def _claimed(plan: DemoPlan, say: Say) -> DemoPlan:
+    """The plan that the folder is made for, with the steps that fit into its minutes.
+
+    The folder then is this plan's: results of another one must not be taken for its own.
+    """
     plan.output.mkdir(parents=True, exist_ok=True)
-    sizes = json.dumps({name: str(value) for name, value in vars(plan).items() if name != "output"}, indent=1)
     path = plan.output / "plan.json"
-    if path.is_file() and path.read_text(encoding="utf-8") != sizes:
+    if path.is_file():
+        return _known(plan, path.read_text(encoding="utf-8"))
+    if plan.minutes is not None:
+        say(f"how many training steps fit into {plan.minutes:g} minutes?")
+    fitted = replace(plan, steps=fitted_steps(plan))
+    write_whole(path, json.dumps(_sizes(fitted), indent=1).encode("utf-8"))
+    return fitted
+
+
+def _known(plan: DemoPlan, text: str) -> DemoPlan:
+    """The plan as an earlier call began it: how many steps fit in is not asked again."""
+    begun: DemoPlan | None = None
+    # by hand, anything can have been written there
+    with suppress(ValueError, TypeError, KeyError):
+        sizes = json.loads(text)
+        begun = plan if plan.minutes is None else replace(plan, steps=int(sizes["steps"]))
+    if begun is None or sizes != _sizes(begun):
         raise ValueError(
             f"output: {plan.output} holds a demo of other sizes; give another folder or remove it"
         )
-    write_whole(path, sizes.encode("utf-8"))
+    return begun
 
 
 def run_demo(plan: DemoPlan, say: Say) -> Path:
@@ -71,7 +95,7 @@ def run_demo(plan: DemoPlan, say: Say) -> Path:
         KeyboardInterrupt: Ctrl-C elsewhere; the next call repeats that stage only.
     """
     began = time.monotonic()
-    _claim(plan)
+    plan = _claimed(plan, say)
 
     def stage(text: str) -> None:
         say(f"[{time.monotonic() - began:4.0f} s] {text}")
