@@ -1,9 +1,9 @@
 """The command line: help is quick, mistakes are one line and exit code 2, machines can read the results."""
 
 import json
+import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,16 +40,19 @@ def test_help_needs_no_torch_and_is_quick(verb: str) -> None:
     )
     best = 1e9
     for _ in range(3):
-        began = time.perf_counter()
+        before = os.times()
         done = subprocess.run(
             [sys.executable, "-c", code, *words], capture_output=True, text=True, check=False
         )
-        best = min(best, time.perf_counter() - began)
+        after = os.times()
         assert done.returncode == 0, done.stderr
+        assert "Usage" in done.stdout
+        # of its processor, which other processes take no part of
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        best = min(best, spent)
         if best < 1.0:
             break
     assert best < 1.0
-    assert "Usage" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -119,11 +119,11 @@ def test_a_trial_run_is_a_run(tmp_path: Path) -> None:
 def test_a_benchmark_stops_before_the_length_that_takes_too_long(
     monkeypatch: pytest.MonkeyPatch, minutes: float | None, wanted: list[int]
 ) -> None:
-    """Guards ten minutes: 72 s are a benchmark's share, 2 + 8 are over, and after 20 s more 80 would come."""
+    """Guards ten minutes: 120 s are a share, 2 + 8 are over, and after 30 s more 120 would come."""
     now = 0.0
     monkeypatch.setattr(fit.time, "monotonic", lambda: now)
     found = []
-    for length, seconds in zip(fit.lengths_in_time([1, 2, 4, 8], minutes), (2, 8, 20, 80), strict=False):
+    for length, seconds in zip(fit.lengths_in_time([1, 2, 4, 8], minutes), (2, 8, 30, 120), strict=False):
         found.append(length)
         now += seconds
     assert found == wanted

@@ -13,7 +13,7 @@ from trisparse.train.trainer import train
 
 # shares of the time: of both trainings without what they evaluate and save, and of each benchmark
 _TRAINING = 0.5
-_BENCHMARK = 0.12
+_BENCHMARK = 0.2
 # of a trial run, of which the first is not counted: kernels are built, memory is new
 _TRIAL_STEPS = 4
 # fewer teach nothing
