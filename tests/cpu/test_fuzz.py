@@ -146,7 +146,7 @@ def test_any_legal_call_agrees_with_the_torch_backend(select, dtype, case, seed,
             assert (got is None) == (gold is None)
             if got is None:
                 continue
-            # sums over few heads and rows may cancel in any of them
+            # d value too: of one token and 18 heads it was once 1.006 times what is allowed without (float32)
             size = cancelling(inputs) if inputs.query.numel() else 0.0
             name = f"{branch} gradient {what}"
             assert_within_budget(name, got, low, gold, gradient=True, cancelling=size, seed=seed)

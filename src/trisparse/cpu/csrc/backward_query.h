@@ -2,8 +2,8 @@
 // three branches add up in one place.
 #pragma once
 #include "call.h"
-#include "row_facts.h"
 #include "gather.h"
+#include "row_facts.h"
 #include "scores.h"
 #include "walk.h"
 
