@@ -271,6 +271,12 @@ def packed(cu_seqlens: Any, query: Tensor, num_tokens: int | None) -> list[int] 
     if cu_seqlens.device.type != "cpu" or torch.compiler.is_compiling():
         return None
     bounds = cu_seqlens.tolist()
+    check_bounds(bounds, num_tokens)
+    return bounds
+
+
+def check_bounds(bounds: list[int], num_tokens: int | None) -> None:
+    """Values of `cu_seqlens`: from 0, never falling, up to the packed length where that is known."""
     if bounds[0] != 0:
         raise ValueError(f"cu_seqlens: expected the first bound to be 0, got {bounds[0]}")
     if any(after < before for before, after in zip(bounds, bounds[1:], strict=False)):
@@ -279,7 +285,6 @@ def packed(cu_seqlens: Any, query: Tensor, num_tokens: int | None) -> list[int] 
         raise ValueError(
             f"cu_seqlens: expected the last bound to be the {num_tokens} packed tokens, got {bounds[-1]}"
         )
-    return bounds
 
 
 def compressed_length(

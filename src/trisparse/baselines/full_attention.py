@@ -116,9 +116,9 @@ class FullAttention(nn.Module):
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if cu_seqlens is not None:
-            bounds = cu_seqlens.tolist()
-            runs = zip(bounds, bounds[1:], strict=False)
-            out = torch.cat([self._attend([x[:, a:b] for x in tensors]) for a, b in runs], dim=1)
+            # the gradient of a split is one concatenation, that of slices as many whole sequences
+            documents = zip(*(x.split(cu_seqlens.diff().tolist(), dim=1) for x in tensors), strict=True)
+            out = torch.cat([self._attend(list(document)) for document in documents], dim=1)
         else:
             out = without_padding(self._attend, tensors, check_padding(padding, *hidden.shape[:2]))
         return self._finish(out, hidden)

@@ -15,6 +15,7 @@ from trisparse.nn.cache import STEP, SparseCache
 from trisparse.nn.compressor import Compressor, CompressorKind
 from trisparse.nn.gates import Gates
 from trisparse.nn.heads import check_call, check_sizes
+from trisparse.nn.packed import PackedPlaces, packed_places
 from trisparse.nn.probe import Observation, current_record
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
@@ -166,38 +167,26 @@ class NativeSparseAttention(nn.Module):
     def _rotate(self, heads: Tensor, positions: Tensor) -> Tensor:
         return heads if self.rope is None else self.rope.rotate(heads, positions)
 
-    def _rotate_blocks(self, keys: Tensor, first_block: int) -> Tensor:
-        """Compressed keys at the positions of their blocks' first tokens."""
+    def _rotate_blocks(self, keys: Tensor, blocks: Tensor) -> Tensor:
+        """Compressed keys at the positions of the first tokens of `blocks`, their numbers."""
         if self.compressed_rope == "none":
             return keys
-        blocks = torch.arange(first_block, first_block + keys.shape[1], device=keys.device)
         return self._rotate(keys, blocks * self.config.compress_stride)
 
-    def _document_bounds(self, num_tokens: int, cu_seqlens: Tensor | None) -> list[tuple[int, int]]:
-        if cu_seqlens is None:
-            return [(0, num_tokens)]
-        bounds = cu_seqlens.tolist()
-        return list(zip(bounds, bounds[1:], strict=False))
-
-    def _compress(self, keys: Tensor, values: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _compress(self, keys: Tensor, values: Tensor, packed: PackedPlaces | None) -> tuple[Tensor, Tensor]:
         """Compressed keys and values of whole documents, packed document after document."""
-        parts_key, parts_value = [], []
-        for start, stop in self._document_bounds(keys.shape[1], cu_seqlens):
-            parts_key.append(self._rotate_blocks(self.compress_key(keys[:, start:stop]), 0))
-            parts_value.append(self.compress_value(values[:, start:stop]))
-        return torch.cat(parts_key, dim=1), torch.cat(parts_value, dim=1)
-
-    def _positions(self, num_tokens: int, cu_seqlens: Tensor | None, device: torch.device) -> Tensor:
-        """Positions [T], counted from the start of each document."""
-        runs = self._document_bounds(num_tokens, cu_seqlens)
-        return torch.cat([torch.arange(stop - start, device=device) for start, stop in runs])
+        key, value = self.compress_key(keys, packed), self.compress_value(values, packed)
+        blocks = torch.arange(key.shape[1], device=key.device) if packed is None else packed.block_numbers
+        return self._rotate_blocks(key, blocks), value
 
     def _attend_all(self, tensors: list[Tensor], cu_seqlens: Tensor | None) -> Tensor:
         """Whole sequences without a cache: [B, T, H, E]."""
         query, keys, values, gates = tensors
-        positions = self._positions(query.shape[1], cu_seqlens, query.device)
+        num_tokens = query.shape[1]
+        packed = None if cu_seqlens is None else packed_places(cu_seqlens, num_tokens, self.config)
+        positions = torch.arange(num_tokens, device=query.device) if packed is None else packed.positions
         rotated = self._rotate(query, positions)
-        compressed = self._compress(self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), cu_seqlens)
+        compressed = self._compress(self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), packed)
         selected_key = self._rotate(self._set(keys, _SELECTED), positions)
         window_key = selected_key
         if not self.shared_kv:
@@ -356,8 +345,8 @@ class NativeSparseAttention(nn.Module):
         positions = first + torch.arange(config.compress_block, device=starts.device)
         for part, compress in (("key", self.compress_key), ("value", self.compress_value)):
             new = compress(cache.buffers[f"tail_{part}"].at(positions))
-            if part == "key" and self.compressed_rope == "block":
-                new = self._rotate(new, first)
+            if part == "key":
+                new = self._rotate_blocks(new, block)
             buffer = cache.buffers[f"compressed_{part}"]
             buffer.put(block, torch.where(completes, new, buffer.at(block)))
 
@@ -374,5 +363,6 @@ class NativeSparseAttention(nn.Module):
                 past = cache.buffers[f"tail_{part}"].read(members, [begin] * len(members), start - begin)
                 blocks = compress(torch.cat([past, new[f"tail_{part}"][chosen]], dim=1))
                 if part == "key":
-                    blocks = self._rotate_blocks(blocks, first)
+                    numbers = torch.arange(first, stop, device=blocks.device)
+                    blocks = self._rotate_blocks(blocks, numbers)
                 cache.buffers[f"compressed_{part}"].write(members, [first] * len(members), blocks)

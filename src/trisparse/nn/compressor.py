@@ -5,6 +5,7 @@ split into l / d parts, each applied once to the non-overlapping chunks of d tok
 shifted parts.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 from typing import Literal
 
@@ -12,38 +13,46 @@ import torch
 from torch import Tensor, nn
 
 from trisparse.config import SparseConfig
+from trisparse.nn.packed import PackedPlaces
 
 CompressorKind = Literal["mlp", "linear", "mean"]
 
 
-def _stride_chunks(tokens: Tensor, config: SparseConfig) -> tuple[Tensor, int]:
-    """[B, T, G, D] -> chunks [B, C + l/d - 1, G, d * D] of the tokens that complete blocks cover, and C."""
-    batch, length, groups, dim = tokens.shape
-    count = config.num_compressed(length)
-    num_chunks = count + config.compress_block // config.compress_stride - 1 if count else 0
-    covered = tokens[:, : num_chunks * config.compress_stride]
-    chunks = covered.reshape(batch, num_chunks, config.compress_stride, groups, dim)
-    return chunks.transpose(2, 3).flatten(3), count
+def _stride_chunks(tokens: Tensor, config: SparseConfig, packed: PackedPlaces | None) -> Tensor:
+    """[B, T, G, D] -> chunks [B, N, G, d * D] of the tokens that complete blocks cover."""
+    if packed is not None:
+        chunks = tokens[:, packed.chunk_tokens]
+    else:
+        batch, length, *head = tokens.shape
+        count = config.num_compressed(length)
+        num_chunks = count + config.compress_block // config.compress_stride - 1 if count else 0
+        covered = tokens[:, : num_chunks * config.compress_stride]
+        chunks = covered.reshape(batch, num_chunks, config.compress_stride, *head)
+    return chunks.transpose(2, 3).flatten(3)
 
 
-def project_blocks(tokens: Tensor, weight: Tensor, config: SparseConfig) -> Tensor:
-    """Every block, flattened to l * D numbers, times `weight` [l * D, F]: [B, T, G, D] -> [B, C, G, F]."""
-    chunks, count = _stride_chunks(tokens, config)
-    parts = weight.chunk(config.compress_block // config.compress_stride)
-    return _added([(chunks @ part)[:, i : i + count] for i, part in enumerate(parts)])
+def _block_sums(parts: Sequence[Tensor], packed: PackedPlaces | None) -> Tensor:
+    """Numbers of chunks, parts[i] [B, N, G, F] where a chunk is a block's i-th, added up: [B, C, G, F].
+
+    Part by part: a reduction may add in another order for another number of blocks.
+    """
+    count = max(0, parts[0].shape[1] - len(parts) + 1)
+    if packed is not None:
+        return reduce(torch.add, (part[:, packed.first_chunks + i] for i, part in enumerate(parts)))
+    return reduce(torch.add, (part[:, i : i + count] for i, part in enumerate(parts)))
 
 
-def _added(parts: list[Tensor]) -> Tensor:
-    """Their sum, part by part: a reduction may add in another order for another number of blocks."""
-    return reduce(torch.add, parts)
+def _project_blocks(chunks: Tensor, weight: Tensor, packed: PackedPlaces | None) -> Tensor:
+    """Every block, flattened to l * D numbers, times `weight` [l * D, F]: [B, C, G, F]."""
+    parts = weight.split(chunks.shape[-1])
+    return _block_sums([chunks @ part for part in parts], packed)
 
 
-def mean_blocks(tokens: Tensor, config: SparseConfig) -> Tensor:
-    """The mean of every block: [B, T, G, D] -> [B, C, G, D]."""
-    chunks, count = _stride_chunks(tokens, config)
-    sums = chunks.unflatten(-1, (config.compress_stride, tokens.shape[-1])).sum(dim=-2)
+def _mean_blocks(chunks: Tensor, config: SparseConfig, packed: PackedPlaces | None) -> Tensor:
+    """The mean of every block: [B, C, G, D]."""
+    sums = chunks.unflatten(-1, (config.compress_stride, -1)).sum(dim=-2)
     overlap = config.compress_block // config.compress_stride
-    return _added([sums[:, i : i + count] for i in range(overlap)]) / config.compress_block
+    return _block_sums([sums] * overlap, packed) / config.compress_block
 
 
 class Compressor(nn.Module):
@@ -88,15 +97,20 @@ class Compressor(nn.Module):
             nn.init.zeros_(self.down.weight)
             nn.init.zeros_(self.down.bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, T, G, D] -> [B, C, G, D]; C = 0 for fewer than l tokens."""
+    def forward(self, tokens: Tensor, packed: PackedPlaces | None = None) -> Tensor:
+        """[B, T, G, D] -> [B, C, G, D]; C = 0 for fewer than l tokens.
+
+        Args:
+            packed: where the blocks of documents lie that share one sequence, B = 1.
+        """
+        chunks = _stride_chunks(tokens, self.config, packed)
         if self.kind == "linear":
-            return project_blocks(tokens, self.weight, self.config).to(tokens.dtype)
+            return _project_blocks(chunks, self.weight, packed).to(tokens.dtype)
         # under autocast a sum may come back wider than what went in, and keys must match their queries
-        mean = mean_blocks(tokens, self.config).to(tokens.dtype)
+        mean = _mean_blocks(chunks, self.config, packed).to(tokens.dtype)
         if self.kind == "mean":
             return mean
         # (tokens + position) @ up, the position's part once instead of for every block
         bias = self.position.flatten() @ self.up + self.up_bias
-        inner = project_blocks(tokens, self.up, self.config) + bias
+        inner = _project_blocks(chunks, self.up, packed) + bias
         return mean + self.down(nn.functional.gelu(inner)).to(mean.dtype)
