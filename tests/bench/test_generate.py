@@ -1,12 +1,15 @@
 """The end-to-end benchmark: rows for every length, read or filled, and nothing left of what was decoded."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import StaticCache
 
 from trisparse.bench import generate
 from trisparse.bench.table import append_rows
+from trisparse.models import TokenStep
 from trisparse.report.rows import read_rows
 
 
@@ -32,7 +35,7 @@ def test_rows_of_both_attentions_and_both_ways_to_fill(tmp_path: Path):
     for row in rows:
         assert float(row["decode_ms"]) > 0
         assert (row["prefill_tokens_per_second"] == "") == (row["filled"] == "random")
-        assert row["weights"] == "random"
+        assert (row["weights"], row["captured"]) == ("random", "no")
     append_rows(tmp_path / "generate.csv", rows, generate.COLUMNS)
     assert read_rows(tmp_path / "generate.csv") == rows
 
@@ -47,6 +50,32 @@ def test_decoded_tokens_are_taken_back(attention: str):
     session.fill(200)
     session.decode(64)
     assert [state.lengths for state in session.states] == [[200]] * len(session.states)
+
+
+@pytest.mark.parametrize("attention", ["nsa", "full"])
+def test_steps_are_captured_where_the_cache_is_static(attention: str, monkeypatch: pytest.MonkeyPatch):
+    """Guards a GPU's rows: room of the length alone, and steps as `generate` takes them."""
+
+    def static_cache(model: Any, room: int) -> StaticCache:
+        return StaticCache(config=model.config, max_cache_len=max(1, room))
+
+    taken: list[int] = []
+    call = TokenStep.__call__
+    monkeypatch.setattr(generate, "new_cache", static_cache)
+    monkeypatch.setattr(TokenStep, "__call__", lambda step, ids: (taken.append(1), call(step, ids))[1])
+    session = generate._Session("tiny", attention, torch.float32, 50)
+    assert len(taken) == 1
+    for length in (70, 120):
+        assert session.read(length) > 0
+        session.decode(3)
+        assert [state.lengths for state in session.states] == [[length]] * len(session.states)
+        assert session.cache.get_max_length() == length + 64
+    session.fill(200)
+    session.decode(64)
+    assert [state.lengths for state in session.states] == [[200]] * len(session.states)
+    assert len(taken) == 1 + 4 + 4 + 64
+    rows = generate.run([40], preset="tiny", attentions=[attention], dtype=torch.float32, steps=2)
+    assert [row["captured"] for row in rows] == ["yes"]
 
 
 def test_a_batch_counts_the_tokens_of_all_rows():

@@ -4,10 +4,16 @@ import io
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import DynamicCache, StaticCache
 
+from trisparse.cli.arguments import placement
 from trisparse.cli.stopwatch import Stopwatch
+from trisparse.models import TrisparseConfig
+from trisparse.models.cache import new_cache
 
 from .conftest import Call
 
@@ -55,6 +61,28 @@ def test_bytes_of_a_model_with_full_attention_in_one_layer(call: Call, tmp_path:
     token = (16 + 8) * 4
     assert numbers["dense_bytes_read_per_token"] == token * 3 * 1002
     assert numbers["bytes_read_per_token"] == token * (2 * (124 + 256 + 128) + 1002)
+
+
+def test_weights_and_cache_are_of_the_dtype_asked_for(call: Call, model_folder: Path) -> None:
+    """Guards a cache of half the size, and a model that is loaded as it was saved where nothing is asked."""
+    words = ("generate", str(model_folder), "--tokens", "3", "--json", "--device", "cpu")
+    saved, narrow = (
+        json.loads(call(*words, *more)[1])["cache_bytes"] for more in ((), ("--dtype", "bfloat16"))
+    )
+    assert saved == 2 * narrow
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "device", "cache"), [(True, "cuda", StaticCache), (False, "cpu", DynamicCache)]
+)
+def test_a_gpu_is_taken_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, has_gpu: bool, device: str, cache: type
+) -> None:
+    """Guards text that a CPU writes beside an idle GPU, and steps on a GPU that are not captured."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    assert placement("auto", None) == {"device": device, "dtype": None}
+    model = SimpleNamespace(config=TrisparseConfig(), device=torch.device(device))
+    assert type(new_cache(model, 100)) is cache
 
 
 @pytest.mark.parametrize("verb", ["generate", "chat"])

@@ -121,6 +121,16 @@ def test_generated_tokens_are_the_best_of_the_whole_sequence(options):
     assert (chosen >= logits.amax(dim=-1) - 1e-3 * logits.abs().amax()).all()
 
 
+@needs_gpu
+@torch.no_grad()
+def test_generate_replays_a_graph_where_the_cache_is_static(monkeypatch):
+    """Guards against steps that start each kernel anew, and give the same tokens slowly."""
+    replays, replay = [], torch.cuda.CUDAGraph.replay
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "replay", lambda graph: (replays.append(1), replay(graph)))
+    make_model().generate(prompt_of(2, 40), max_new_tokens=9, do_sample=False, cache_implementation="static")
+    assert len(replays) == 8
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["nsa", ["nsa", "full"]], ids=str)
 def test_steps_of_a_graph_equal_the_whole_sequence(attention):

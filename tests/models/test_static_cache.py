@@ -39,7 +39,7 @@ def test_nothing_moves_and_nothing_grows(kind: str) -> None:
     model, ids = model_of(kind), ids_of(2, 300)
     cache = StaticCache(config=model.config, max_cache_len=300)
     assert cache.get_max_length() == 300
-    assert not cache.is_compileable
+    assert cache.is_compileable
     places = []
     with torch.no_grad():
         for chunk in ids.split([3, 1, 130, 65, 1, 100], dim=1):

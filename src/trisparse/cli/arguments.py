@@ -1,9 +1,27 @@
-"""Options that hold more than a word, checked."""
+"""Options that hold more than a word, checked, and those that several verbs share."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     import torch
+
+
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda; auto takes a GPU where there is one.")]
+WeightDtype = Annotated[
+    str | None,
+    typer.Option(help="Weights and cache: float32, bfloat16 or float16; as saved if not given."),
+]
+
+
+def placement(device: str, dtype: str | None) -> dict[str, Any]:
+    """Where and in what a model is loaded, as `load_model` takes it.
+
+    Raises:
+        ValueError: a device that is not here, or a wrong name.
+    """
+    return {"device": device_named(device), "dtype": None if dtype is None else dtype_named(dtype)}
 
 
 def numbers(name: str, text: str) -> list[int]:
@@ -19,16 +37,19 @@ def numbers(name: str, text: str) -> list[int]:
 
 
 def device_named(name: str) -> str:
-    """`name`, a device that benchmarks take and that is here.
+    """`name`, a device that is here; of "auto", a GPU where there is one.
 
     Raises:
         ValueError: it is not.
     """
     import torch
 
+    has_gpu = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if has_gpu else "cpu"
     if name not in ("cpu", "cuda"):
-        raise ValueError(f"device: expected cpu or cuda, got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
+    if name == "cuda" and not has_gpu:
         raise ValueError("device: expected cpu, for torch sees no GPU; got 'cuda'")
     return name
 
@@ -37,7 +58,7 @@ def dtype_named(name: str) -> "torch.dtype":
     """`bfloat16` as `torch.bfloat16`.
 
     Raises:
-        ValueError: a name that no benchmark takes.
+        ValueError: another name.
     """
     import torch
 

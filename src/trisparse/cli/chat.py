@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trisparse.cli.arguments import Device, WeightDtype, placement
 from trisparse.cli.output import say
 
 _HELP = (
@@ -24,6 +25,8 @@ def chat(
     ] = 200,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token each time.")] = 0.7,
     seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Device = "auto",
+    dtype: WeightDtype = None,
 ) -> None:
     """Talk with a model, a line a turn; the cache keeps the conversation, so that only new text is read.
 
@@ -37,7 +40,7 @@ def chat(
     from trisparse.models.conversation import Conversation
     from trisparse.models.load import load_model
 
-    conversation = Conversation(*load_model(model))
+    conversation = Conversation(*load_model(model, **placement(device, dtype)))
     torch.manual_seed(seed)
     settings: dict[str, Any] = {
         "max_new_tokens": tokens,

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from trisparse.cli.arguments import Device, WeightDtype, placement
 from trisparse.cli.output import print_rows, say
 
 
@@ -20,6 +21,8 @@ def evaluate(
     ] = 64,
     samples: Annotated[int, typer.Option(min=1, help="Needles in each cell (needle).")] = 10,
     scoring: Annotated[str, typer.Option(help="rank or exact (needle).")] = "rank",
+    device: Device = "auto",
+    dtype: WeightDtype = None,
     output: Annotated[Path | None, typer.Option(help="Also write the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
@@ -30,7 +33,7 @@ def evaluate(
 
     if task not in ("position", "needle"):
         raise ValueError(f"task: expected position or needle, got {task!r}")
-    language_model, _ = load_model(model)
+    language_model, _ = load_model(model, **placement(device, dtype))
     corpus = standard_library_corpus() if data == "stdlib" else folder_corpus(data)
     say(corpus.describe())
     stream = corpus.stream("heldout")

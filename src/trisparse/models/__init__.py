@@ -2,8 +2,9 @@
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from trisparse.models.causal_lm import TrisparseForCausalLM
 from trisparse.models.configuration import TrisparseConfig
-from trisparse.models.modeling import TrisparseForCausalLM, TrisparseModel
+from trisparse.models.modeling import TrisparseModel
 from trisparse.models.token_step import TokenStep
 
 AutoConfig.register("trisparse", TrisparseConfig, exist_ok=True)

@@ -98,6 +98,9 @@ class TrisparseCacheLayer(DynamicLayer):
 class TrisparseStaticLayer(TrisparseCacheLayer):
     """The same in a StaticCache: room for `max_cache_len` tokens a row at once, and an error beyond."""
 
+    # transformers then asks the model for `get_compiled_call`
+    is_compileable = True
+
     def __init__(self, max_cache_len: int) -> None:
         super().__init__(capacity=max_cache_len)
 
@@ -111,6 +114,13 @@ class TrisparseStaticLayer(TrisparseCacheLayer):
 # by hand: an attribute that registers a class would be inherited, and the second class replace the first
 DYNAMIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseCacheLayer
 STATIC_LAYER_TYPE_MAPPING[LAYER_TYPE] = TrisparseStaticLayer
+
+
+def new_cache(model: Any, room: int) -> DynamicCache | StaticCache:
+    """An empty cache for `room` tokens a row: on a GPU a static one, with which steps are captured."""
+    if model.device.type == "cuda":
+        return StaticCache(config=model.config, max_cache_len=room)
+    return DynamicCache(config=model.config)
 
 
 def cache_layers(past_key_values: Any, num_layers: int) -> list[TrisparseCacheLayer]:

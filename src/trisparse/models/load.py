@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
+from trisparse.models.causal_lm import TrisparseForCausalLM
 from trisparse.models.configuration import TrisparseConfig
-from trisparse.models.modeling import TrisparseForCausalLM
 
 
 def model_folder(path: Path) -> Path:
@@ -37,8 +38,8 @@ def _check_config(path: Path) -> None:
         raise ValueError(f"model: {path}: expected model_type {TrisparseConfig.model_type!r}, got {kind!r}")
 
 
-def load_model(path: Path) -> tuple[Any, Any]:
-    """The model in evaluation mode and its tokenizer.
+def load_model(path: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> tuple[Any, Any]:
+    """The model in evaluation mode, in `dtype` or as it was saved, and its tokenizer.
 
     Raises:
         FileNotFoundError: the folder or a file in it is missing.
@@ -49,7 +50,9 @@ def load_model(path: Path) -> tuple[Any, Any]:
     logging.disable_progress_bar()
     weights = folder / "model.safetensors"
     try:
-        loaded: Any = TrisparseForCausalLM.from_pretrained(folder, output_loading_info=True)
+        loaded: Any = TrisparseForCausalLM.from_pretrained(
+            folder, dtype="auto" if dtype is None else dtype, output_loading_info=True
+        )
     except StrictDataclassError as error:
         # its text runs over several lines, and it is no ValueError
         raise ValueError(f"model: {folder / 'config.json'}: {' '.join(str(error).split())}") from error
@@ -59,7 +62,7 @@ def load_model(path: Path) -> tuple[Any, Any]:
     wrong = sorted(info["missing_keys"]) or sorted(info["unexpected_keys"])
     if wrong:
         raise ValueError(f"model: {weights}: the weights are of another configuration: {wrong[0]}")
-    return model.eval(), _load_tokenizer(folder)
+    return model.eval().to(device), _load_tokenizer(folder)
 
 
 def _load_tokenizer(folder: Path) -> Any:

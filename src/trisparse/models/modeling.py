@@ -1,12 +1,13 @@
-"""The language model: embedding, pre-norm blocks of attention and SwiGLU, tied or untied head."""
+"""The model without its head: embedding, pre-norm blocks of attention and SwiGLU."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel, StaticCache
+from transformers import DynamicCache, PreTrainedModel, StaticCache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from trisparse.baselines.full_attention import FullAttention
@@ -14,7 +15,6 @@ from trisparse.models.batch import (
     Batch,
     check_embeddings,
     check_ids,
-    check_labels,
     check_past,
     check_positions,
     check_unused,
@@ -76,6 +76,28 @@ class SwiGLU(nn.Module):
 @torch.compiler.disable
 def _attend_cached(attention: nn.Module, hidden: Tensor, batch: Batch, cache: BatchCache) -> Tensor:
     return attention(hidden, cache=cache, padding=batch.padding)
+
+
+@torch.compiler.disable
+def read_cached_batch(
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    shape: Sequence[int],
+    layers: list[TrisparseCacheLayer],
+) -> Batch:
+    """How new tokens of `shape` [B, T, ...] are to be read after those that a cache holds.
+
+    Raises:
+        ValueError, TypeError: as TrisparseModel.forward.
+    """
+    rows, num_tokens = shape[:2]
+    lengths = cached_lengths(layers) or [0] * rows
+    padding = read_padding(attention_mask, rows, num_tokens, slots=layers[0].slots)
+    if len(lengths) != rows:
+        raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
+    check_past(attention_mask, num_tokens, layers[0].slots, lengths)
+    check_positions(position_ids, padding, num_tokens, lengths)
+    return Batch(padding=padding)
 
 
 class Block(GradientCheckpointingLayer):
@@ -181,7 +203,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
             output = self._run(hidden, batch, [None] * len(self.layers), kept)
         else:
             layers = cache_layers(past_key_values, len(self.layers))
-            batch = self._read_cached_batch(attention_mask, position_ids, hidden, layers)
+            batch = read_cached_batch(attention_mask, position_ids, hidden.shape, layers)
             output = self._run_cached(hidden, batch, layers, kept)
         return BaseModelOutputWithPast(
             last_hidden_state=output,
@@ -252,23 +274,6 @@ class TrisparseModel(TrisparsePreTrainedModel):
         return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
 
     @torch.compiler.disable
-    def _read_cached_batch(
-        self,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        hidden: Tensor,
-        layers: list[TrisparseCacheLayer],
-    ) -> Batch:
-        rows, num_tokens = hidden.shape[:2]
-        lengths = cached_lengths(layers) or [0] * rows
-        padding = read_padding(attention_mask, rows, num_tokens, slots=layers[0].slots)
-        if len(lengths) != rows:
-            raise ValueError(f"past_key_values: expected a batch of {len(lengths)} rows, got {rows}")
-        check_past(attention_mask, num_tokens, layers[0].slots, lengths)
-        check_positions(position_ids, padding, num_tokens, lengths)
-        return Batch(padding=padding)
-
-    @torch.compiler.disable
     def _states(self, layers: list[TrisparseCacheLayer]) -> list[BatchCache | None]:
         """The decode states of the layers, made at their first use."""
         attentions = [cast(Block, block).attention for block in self.layers]
@@ -287,64 +292,3 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if isinstance(attention, NativeSparseAttention):
             return attention.new_cache(capacity, self.config.max_rollback)
         return attention.new_cache(capacity)
-
-
-class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
-    """Token ids to next-token logits, with `generate`."""
-
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
-
-    def __init__(self, config: TrisparseConfig) -> None:
-        super().__init__(config)
-        self.model = TrisparseModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: DynamicCache | StaticCache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        output_hidden_states: bool | None = None,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """As TrisparseModel.forward; `labels` [B, T] add the mean loss in nats.
-
-        Labels are shifted inside, and -100 is ignored. `kwargs` are for the loss.
-        `logits_to_keep` n > 0 computes logits for the last n tokens only.
-        """
-        check_unused(kwargs)
-        if labels is not None:
-            # before a cache has taken the tokens
-            check_labels(labels, input_ids if input_ids is not None else inputs_embeds)
-        if use_cache is None:
-            use_cache = self.config.use_cache and labels is None and not torch.is_grad_enabled()
-        outputs = self.model(
-            input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            output_hidden_states=output_hidden_states,
-        )
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        cached = outputs.past_key_values is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not cached):
-            logits = self.lm_head(outputs.last_hidden_state[:, keep])
-        loss = None
-        if labels is not None:
-            size = self.config.vocab_size
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-        )

@@ -1,7 +1,7 @@
 """Decoding by one program for all steps: on a GPU a CUDA graph, which starts hundreds of kernels at once."""
 
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -10,8 +10,11 @@ from transformers import StaticCache
 from trisparse.invariance import is_batch_invariant
 from trisparse.models.batch import check_ids
 from trisparse.models.cache import cache_layers, cached_lengths, check_state, take_back
-from trisparse.models.modeling import Block, TrisparseForCausalLM
+from trisparse.models.modeling import Block
 from trisparse.nn.cache import BatchCache
+
+if TYPE_CHECKING:
+    from trisparse.models.causal_lm import TrisparseForCausalLM
 
 # runs before a capture, in which Triton compiles and libraries set themselves up
 _WARM_UP = 2
@@ -33,7 +36,7 @@ class TokenStep:
         ValueError: a cache without tokens, or of another attention or other block sizes.
     """
 
-    def __init__(self, model: TrisparseForCausalLM, past_key_values: StaticCache) -> None:
+    def __init__(self, model: "TrisparseForCausalLM", past_key_values: StaticCache) -> None:
         if not isinstance(past_key_values, StaticCache):
             raise TypeError(f"past_key_values: expected a StaticCache, got {type(past_key_values).__name__}")
         self._model = model
