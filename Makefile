@@ -12,7 +12,8 @@ GPU_SECONDS ?= 280
 GPU_PYTEST = PYTHONPATH=src timeout -s INT $(GPU_SECONDS) $(PYTHON) -m pytest -n $(WORKERS) --dist loadgroup \
 	-W default -k "gpu or triton" --durations 25
 
-.PHONY: demo test check test-clang test-emulated sanitize clean test-gpu rehearse-gpu bench-gpu tune-gpu train-gpu
+.PHONY: demo test check test-clang test-emulated sanitize clean
+.PHONY: test-gpu rehearse-gpu bench-gpu generate-gpu tune-gpu train-gpu
 
 # about ten minutes: trains, generates, measures and writes runs/demo/report.html
 demo: .venv/run.stamp
@@ -57,6 +58,11 @@ rehearse-gpu: .venv/test.stamp
 # ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:
 	PYTHONPATH=src $(PYTHON) tools/bench_gpu --output $(GPU_RESULTS)
+
+# tokens/s of a whole model of 136 million parameters with random weights, its steps captured in graphs
+generate-gpu:
+	PYTHONPATH=src $(PYTHON) -m trisparse bench generate --device cuda --lengths 1024,4096,16384,65536,131072 \
+		--prefill-limit 131072 --output $(GPU_RESULTS)/generate.csv
 
 # tiles beside those that are pinned, which it leaves as they are; ends within ten minutes: again, and it goes on
 tune-gpu:
