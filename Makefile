@@ -62,7 +62,7 @@ bench-gpu:
 # tokens/s of a whole model of 136 million parameters with random weights, its steps captured in graphs
 generate-gpu:
 	PYTHONPATH=src $(PYTHON) -m trisparse bench generate --device cuda --lengths 1024,4096,16384,65536,131072 \
-		--prefill-limit 131072 --output $(GPU_RESULTS)/generate.csv
+		--prefill-limit 131072 --chunk 131072 --output $(GPU_RESULTS)/generate.csv
 
 # tiles beside those that are pinned, which it leaves as they are; ends within ten minutes: again, and it goes on
 tune-gpu:

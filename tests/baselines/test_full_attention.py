@@ -160,3 +160,11 @@ def test_arguments_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^cache: expected at most capacity=7 tokens, got 8"):
         layer(hidden, cache=full)
     assert full.lengths == []
+
+
+@pytest.mark.parametrize("bounds", [[1, 8], [0, 6, 4, 8], [0, 9], [0, 5]])
+def test_bounds_are_looked_at_on_every_device(bounds: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a GPU's bounds, which the check of the call does not read."""
+    monkeypatch.setattr("trisparse.baselines.full_attention.check_call", lambda *_: None)
+    with pytest.raises(ValueError, match=r"^cu_seqlens: expected"):
+        make_layer("plain")(hidden_of(1, 8), cu_seqlens=torch.tensor(bounds, dtype=torch.int32))

@@ -64,7 +64,7 @@ def test_steps_are_captured_where_the_cache_is_static(attention: str, monkeypatc
     monkeypatch.setattr(generate, "new_cache", static_cache)
     monkeypatch.setattr(TokenStep, "__call__", lambda step, ids: (taken.append(1), call(step, ids))[1])
     session = generate._Session("tiny", attention, torch.float32, 50)
-    assert len(taken) == 1
+    assert not taken
     for length in (70, 120):
         assert session.read(length) > 0
         session.decode(3)
@@ -73,7 +73,8 @@ def test_steps_are_captured_where_the_cache_is_static(attention: str, monkeypatc
     session.fill(200)
     session.decode(64)
     assert [state.lengths for state in session.states] == [[200]] * len(session.states)
-    assert len(taken) == 1 + 4 + 4 + 64
+    # two plain calls come first with each cache
+    assert len(taken) == 5 + 5 + 62
     rows = generate.run([40], preset="tiny", attentions=[attention], dtype=torch.float32, steps=2)
     assert [row["captured"] for row in rows] == ["yes"]
 

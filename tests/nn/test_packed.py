@@ -53,6 +53,14 @@ def test_documents_are_compressed_as_if_alone(
     torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
+def test_places_are_on_the_device_of_the_bounds() -> None:
+    """Guards against PyTorch's default device, which may be another."""
+    bounds = torch.tensor([0, 5, 8], dtype=torch.int32)
+    with torch.device("meta"):
+        places = packed_places(bounds, 8, config_of((4, 2, 4)))
+    assert all(place.device.type == "cpu" for place in vars(places).values())
+
+
 @pytest.mark.parametrize("bounds", [[1, 8], [0, 6, 4, 8], [0, 9], [0, 5]])
 def test_bounds_are_looked_at_on_every_device(bounds: list[int]) -> None:
     """Guards a GPU's bounds, which the check of the call does not read."""

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from trisparse import api
+from trisparse import api, validate
 from trisparse.config import SparseConfig
 from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import DenseCache
@@ -116,8 +117,11 @@ class FullAttention(nn.Module):
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if cu_seqlens is not None:
+            bounds = cu_seqlens.tolist()
+            validate.check_bounds(bounds, hidden.shape[1])
+            lengths = [stop - start for start, stop in pairwise(bounds)]
             # the gradient of a split is one concatenation, that of slices as many whole sequences
-            documents = zip(*(x.split(cu_seqlens.diff().tolist(), dim=1) for x in tensors), strict=True)
+            documents = zip(*(x.split(lengths, dim=1) for x in tensors), strict=True)
             out = torch.cat([self._attend(list(document)) for document in documents], dim=1)
         else:
             out = without_padding(self._attend, tensors, check_padding(padding, *hidden.shape[:2]))

@@ -79,9 +79,10 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         """What `generate` calls with a StaticCache on a GPU: each step is a captured one.
 
         transformers would compile the whole call. `compile_config` means nothing here; with
-        `disable_compile=True`, generate does without.
+        `disable_compile=True`, generate does without. A subclass with another forward is called as it is.
         """
-        return SteppedCall(self)
+        ours = type(self).forward is TrisparseForCausalLM.forward
+        return SteppedCall(self) if ours and self.device.type in ("cuda", "cpu") else self.__call__
 
     def create_masks_for_generate(
         self,

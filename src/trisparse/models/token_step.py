@@ -1,12 +1,15 @@
 """Decoding by one program for all steps: on a GPU a CUDA graph, which starts hundreds of kernels at once."""
 
+import threading
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 from transformers import StaticCache
 
+from trisparse.backends import choose
 from trisparse.invariance import is_batch_invariant
 from trisparse.models.batch import check_ids
 from trisparse.models.cache import cache_layers, cached_lengths, check_state, take_back
@@ -18,6 +21,25 @@ if TYPE_CHECKING:
 
 # runs before a capture, in which Triton compiles and libraries set themselves up
 _WARM_UP = 2
+# a capture has its stream for itself
+_CAPTURE = threading.Lock()
+
+
+def has_kernels(model: "TrisparseForCausalLM") -> bool:
+    """Whether a step of `model` needs nothing of the host, which no graph could hold: on a GPU, by Triton."""
+    config, weight = model.config, model.lm_head.weight
+    if weight.device.type != "cuda" or "nsa" not in config.attention_of_layers():
+        return True
+    return choose(config.backend, "cuda", weight.dtype) == "triton"
+
+
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for each device: libraries keep memory for every stream that they have seen.
+
+    The one that PyTorch takes by itself is of the device that captured first, and records nothing of another.
+    """
+    return torch.cuda.Stream(device)
 
 
 class TokenStep:
@@ -32,11 +54,17 @@ class TokenStep:
         past_key_values: `StaticCache(config=model.config, max_cache_len=n)` that holds a prompt.
 
     Raises:
+        NotImplementedError: a model on a GPU whose sparse layers have no kernels for steps there.
         TypeError: another cache, or one of another number of layers.
         ValueError: a cache without tokens, or of another attention or other block sizes.
     """
 
     def __init__(self, model: "TrisparseForCausalLM", past_key_values: StaticCache) -> None:
+        if not has_kernels(model):
+            raise NotImplementedError(
+                f"model: expected one that Triton's kernels take, got backend={model.config.backend!r}, "
+                f"{model.lm_head.weight.dtype}; call the model itself"
+            )
         if not isinstance(past_key_values, StaticCache):
             raise TypeError(f"past_key_values: expected a StaticCache, got {type(past_key_values).__name__}")
         self._model = model
@@ -94,6 +122,11 @@ class TokenStep:
         return logits
 
     @property
+    def num_rows(self) -> int:
+        """Rows of the batch that it steps."""
+        return len(self._ids)
+
+    @property
     def _states(self) -> list[BatchCache]:
         return [cast(BatchCache, layer.state) for layer in self._layers]
 
@@ -136,15 +169,16 @@ class TokenStep:
 
     def _captured(self) -> Callable[[], Tensor]:
         """The program as a graph. It does the same as often as it runs, until `_starts` moves on."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._program()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            logits = self._program()
+        graph, side = torch.cuda.CUDAGraph(), _capture_stream(torch.cuda.current_device())
+        with _CAPTURE:
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(_WARM_UP):
+                    self._program()
+            torch.cuda.current_stream().wait_stream(side)
+            # other threads may go on allocating
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                logits = self._program()
 
         def replay() -> Tensor:
             graph.replay()

@@ -1,6 +1,7 @@
 """Where tokens and compressed blocks of packed documents lie, so that one call serves all documents."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -31,29 +32,36 @@ class PackedPlaces:
 def packed_places(cu_seqlens: Tensor, num_tokens: int, config: SparseConfig) -> PackedPlaces:
     """The places of documents between `cu_seqlens` int32 [N + 1], int64 on its device.
 
-    On a GPU this waits for the device once, for how many blocks there are is known by nobody else.
+    On a GPU this waits for the device, for how many blocks there are is known by nobody else.
 
     Raises:
         ValueError: bounds that do not begin at 0, fall, or end elsewhere than at `num_tokens`.
     """
-    bounds = cu_seqlens.cpu().long()
-    validate.check_bounds(bounds.tolist(), num_tokens)
-    starts, lengths = bounds[:-1], bounds.diff()
-    stride = config.compress_stride
-    blocks = ((lengths - config.compress_block).div(stride, rounding_mode="floor") + 1).clamp(min=0)
-    chunks = torch.where(blocks > 0, blocks + config.compress_block // stride - 1, 0)
-    block_numbers = _numbers(blocks)
-    chunk_starts = starts.repeat_interleave(chunks) + stride * _numbers(chunks)
-    places = {
-        "positions": _numbers(lengths),
-        "chunk_tokens": chunk_starts[:, None] + torch.arange(stride),
-        "first_chunks": (chunks.cumsum(0) - chunks).repeat_interleave(blocks) + block_numbers,
-        "block_numbers": block_numbers,
-    }
-    return PackedPlaces(**{name: index.to(cu_seqlens.device) for name, index in places.items()})
+    bounds = cu_seqlens.tolist()
+    validate.check_bounds(bounds, num_tokens)
+    lengths = [stop - start for start, stop in pairwise(bounds)]
+    blocks = [config.num_compressed(length) for length in lengths]
+    more = config.compress_block // config.compress_stride - 1
+    chunks = [count + more if count else 0 for count in blocks]
+    table = torch.tensor([bounds[:-1], lengths, blocks, chunks], device=cu_seqlens.device)
+    starts, token_counts, block_counts, chunk_counts = table
+    block_numbers = _numbers(block_counts, sum(blocks))
+    chunk_numbers = _numbers(chunk_counts, sum(chunks))
+    chunk_starts = _each(starts, chunk_counts, sum(chunks)) + config.compress_stride * chunk_numbers
+    first_chunks = _each(chunk_counts.cumsum(0) - chunk_counts, block_counts, sum(blocks))
+    return PackedPlaces(
+        positions=_numbers(token_counts, num_tokens),
+        chunk_tokens=chunk_starts[:, None] + torch.arange(config.compress_stride, device=table.device),
+        first_chunks=first_chunks + block_numbers,
+        block_numbers=block_numbers,
+    )
 
 
-def _numbers(counts: Tensor) -> Tensor:
-    """0, 1, ... for each of `counts` [N], one after the other: [sum of counts]."""
-    firsts = counts.cumsum(0) - counts
-    return torch.arange(int(counts.sum())) - firsts.repeat_interleave(counts)
+def _each(values: Tensor, counts: Tensor, total: int) -> Tensor:
+    """values[i] counts[i] times, [total]: their sum is told, so that no device is asked."""
+    return values.repeat_interleave(counts, output_size=total)
+
+
+def _numbers(counts: Tensor, total: int) -> Tensor:
+    """0, 1, ... for each of `counts` [N], one after the other: [total], their sum."""
+    return torch.arange(total, device=counts.device) - _each(counts.cumsum(0) - counts, counts, total)
