@@ -130,6 +130,19 @@ def test_packed_documents_are_as_if_alone(kind: str) -> None:
     close(logits_of(model, ids, position_ids=torch.arange(16)[None]), logits_of(model, ids))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_bounds_are_read_once_for_all_layers(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guards a GPU from waiting in each layer."""
+    model, ids = tiny_model(**KINDS[kind]), ids_of(1, 16)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a layer read the bounds")
+
+    monkeypatch.setattr("trisparse.nn.attention.packed_places", refuse)
+    monkeypatch.setattr("trisparse.baselines.full_attention._lengths", refuse)
+    logits_of(model, ids, position_ids=torch.tensor([[*range(5), *range(11)]]))
+
+
 def test_packed_documents_with_a_cache_are_refused() -> None:
     """Guards against documents that silently attend one another because a cache was asked for."""
     with pytest.raises(ValueError, match=r"^position_ids: .*use_cache=False"):

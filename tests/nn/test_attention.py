@@ -13,6 +13,7 @@ from trisparse import api
 from trisparse.api import gated_sum
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import DenseCache, SparseCache
+from trisparse.nn.packed import packed_places
 from trisparse.nn.probe import recording
 from trisparse.nn.rope import Rope
 from trisparse.reference.compress import compress_blocks
@@ -112,6 +113,19 @@ def test_packed_documents_are_as_if_alone(name: str, bounds: list[int]) -> None:
     for start, stop in pairwise(bounds):
         if stop > start:
             assert_same(out[:, start:stop], layer(hidden[:, start:stop]))
+
+
+def test_places_may_be_shared_by_layers() -> None:
+    """Guards places that are made once for all layers of a model, and wrong ones."""
+    layer, hidden = make_layer(), hidden_of(1, 20)
+    bounds = torch.tensor([0, 7, 20], dtype=torch.int32)
+    places = packed_places(bounds, 20, layer.config)
+    assert torch.equal(layer(hidden, cu_seqlens=bounds, packed=places), layer(hidden, cu_seqlens=bounds))
+    message = r"^packed: expected packed_places\(\) of cu_seqlens"
+    with pytest.raises(ValueError, match=message):
+        layer(hidden, packed=places)
+    with pytest.raises(ValueError, match=message):
+        layer(hidden[:, :19], cu_seqlens=bounds, packed=places)
 
 
 @pytest.mark.parametrize("name", ["paper", "shared", "compressed_unrotated"])

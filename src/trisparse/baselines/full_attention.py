@@ -14,6 +14,7 @@ from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import DenseCache
 from trisparse.nn.gates import Gates
 from trisparse.nn.heads import check_call, check_sizes
+from trisparse.nn.packed import PackedPlaces
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
 
@@ -68,6 +69,12 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]
     return torch.cat(parts)
 
 
+def _lengths(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    bounds = cu_seqlens.tolist()
+    validate.check_bounds(bounds, num_tokens)
+    return [stop - start for start, stop in pairwise(bounds)]
+
+
 class FullAttention(nn.Module):
     """Causal softmax attention over everything, with the interface of NativeSparseAttention.
 
@@ -110,16 +117,15 @@ class FullAttention(nn.Module):
         cache: DenseCache | None = None,
         cu_seqlens: Tensor | None = None,
         padding: Sequence[int] | None = None,
+        packed: PackedPlaces | None = None,
     ) -> Tensor:
         """As NativeSparseAttention.forward: [B, T, hidden_size] -> [B, T, hidden_size]."""
-        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding)
+        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding, packed)
         if cache is not None:
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if cu_seqlens is not None:
-            bounds = cu_seqlens.tolist()
-            validate.check_bounds(bounds, hidden.shape[1])
-            lengths = [stop - start for start, stop in pairwise(bounds)]
+            lengths = _lengths(cu_seqlens, hidden.shape[1]) if packed is None else packed.lengths
             # the gradient of a split is one concatenation, that of slices as many whole sequences
             documents = zip(*(x.split(lengths, dim=1) for x in tensors), strict=True)
             out = torch.cat([self._attend(list(document)) for document in documents], dim=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from trisparse import validate
+from trisparse.nn.packed import PackedPlaces
 
 # what an embedding, or a comparison with numbers of tokens, takes
 _INTEGERS = (torch.int64, torch.int32)
@@ -19,10 +20,12 @@ class Batch:
     Attributes:
         padding: left-padding tokens of each row, None if there are none.
         cu_seqlens: int32 bounds of the documents of the flattened batch, None if every row is one document.
+        packed: where they and their compressed blocks lie, for all layers.
     """
 
     padding: list[int] | None = None
     cu_seqlens: Tensor | None = None
+    packed: PackedPlaces | None = None
 
 
 def _check_integers(name: str, value: Any) -> None:

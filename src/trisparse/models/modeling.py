@@ -33,6 +33,7 @@ from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import BatchCache
 from trisparse.nn.compressor import Compressor
 from trisparse.nn.gates import Gates
+from trisparse.nn.packed import packed_places
 
 
 def make_attention(config: TrisparseConfig, layer: int) -> NativeSparseAttention | FullAttention:
@@ -113,7 +114,9 @@ class Block(GradientCheckpointingLayer):
     def forward(self, hidden: Tensor, batch: Batch, cache: BatchCache | None = None) -> Tensor:
         normed = self.attention_norm(hidden)
         if cache is None:
-            mixed = self.attention(normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding)
+            mixed = self.attention(
+                normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding, packed=batch.packed
+            )
         else:
             mixed = _attend_cached(self.attention, normed, batch, cache)
         return self._finish(hidden, mixed)
@@ -271,7 +274,11 @@ class TrisparseModel(TrisparsePreTrainedModel):
         if padding is not None:
             check_positions(position_ids, padding, num_tokens, [0] * rows)
             return Batch(padding=padding)
-        return Batch(cu_seqlens=read_documents(position_ids, rows, num_tokens))
+        bounds = read_documents(position_ids, rows, num_tokens)
+        if bounds is None:
+            return Batch()
+        places = packed_places(bounds, rows * num_tokens, self.config.sparse_config())
+        return Batch(cu_seqlens=bounds, packed=places)
 
     @torch.compiler.disable
     def _states(self, layers: list[TrisparseCacheLayer]) -> list[BatchCache | None]:

@@ -98,6 +98,7 @@ class NativeSparseAttention(nn.Module):
         cache: SparseCache | None = None,
         cu_seqlens: Tensor | None = None,
         padding: Sequence[int] | None = None,
+        packed: PackedPlaces | None = None,
     ) -> Tensor:
         """Attend `hidden` [B, T, hidden_size] to itself and to what `cache` holds -> [B, T, hidden_size].
 
@@ -107,20 +108,23 @@ class NativeSparseAttention(nn.Module):
                 torch.compile, as the language model does: lengths are counted on the host.
             cu_seqlens: int32 bounds of documents packed into B = 1; not together with `cache` or `padding`.
             padding: left-padding tokens of each row; they are skipped, and their outputs are 0.
+            packed: `packed_places(cu_seqlens, T, config)`, made once for several layers; made here if None.
 
         Raises:
             TypeError, ValueError: arguments of another type or shape; a cache of another layer shape, dtype,
                 device or batch size, or without room.
         """
-        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding)
+        check_call(hidden, self.hidden_size, cu_seqlens, cache, padding, packed)
         if cache is not None:
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if padding is None:
-            out = self._attend_all(tensors, cu_seqlens)
+            if cu_seqlens is not None and packed is None:
+                packed = packed_places(cu_seqlens, hidden.shape[1], self.config)
+            out = self._attend_all(tensors, cu_seqlens, packed)
         else:
             counts = check_padding(padding, *hidden.shape[:2])
-            out = without_padding(lambda rows, _: self._attend_all(rows, None), tensors, counts)
+            out = without_padding(lambda rows, _: self._attend_all(rows), tensors, counts)
         return self.o_proj(out.flatten(2))
 
     @torch.no_grad()
@@ -179,12 +183,12 @@ class NativeSparseAttention(nn.Module):
         blocks = torch.arange(key.shape[1], device=key.device) if packed is None else packed.block_numbers
         return self._rotate_blocks(key, blocks), value
 
-    def _attend_all(self, tensors: list[Tensor], cu_seqlens: Tensor | None) -> Tensor:
+    def _attend_all(
+        self, tensors: list[Tensor], cu_seqlens: Tensor | None = None, packed: PackedPlaces | None = None
+    ) -> Tensor:
         """Whole sequences without a cache: [B, T, H, E]."""
         query, keys, values, gates = tensors
-        num_tokens = query.shape[1]
-        packed = None if cu_seqlens is None else packed_places(cu_seqlens, num_tokens, self.config)
-        positions = torch.arange(num_tokens, device=query.device) if packed is None else packed.positions
+        positions = torch.arange(query.shape[1], device=query.device) if packed is None else packed.positions
         rotated = self._rotate(query, positions)
         compressed = self._compress(self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), packed)
         selected_key = self._rotate(self._set(keys, _SELECTED), positions)

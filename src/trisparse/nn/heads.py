@@ -34,7 +34,9 @@ def check_sizes(
         raise ValueError(f"rope: expected at most head_dim={head_dim} channels, got {rope.dim}")
 
 
-def check_call(hidden: Any, hidden_size: int, cu_seqlens: Any, cache: Any, padding: Any) -> None:
+def check_call(
+    hidden: Any, hidden_size: int, cu_seqlens: Any, cache: Any, padding: Any, packed: Any = None
+) -> None:
     """`hidden` is [B, T, hidden_size], and packed documents come with neither cache nor padding.
 
     Raises:
@@ -47,5 +49,7 @@ def check_call(hidden: Any, hidden_size: int, cu_seqlens: Any, cache: Any, paddi
         raise ValueError(f"hidden: expected [B, T, {hidden_size}], got {list(hidden.shape)}")
     if cu_seqlens is not None and (cache is not None or padding is not None):
         raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
+    if packed is not None and (cu_seqlens is None or len(packed.positions) != hidden.shape[1]):
+        raise ValueError("packed: expected packed_places() of cu_seqlens, which it comes with, and T tokens")
     # before the bounds cut anything
     validate.packed(cu_seqlens, hidden, hidden.shape[1])

@@ -1,4 +1,4 @@
-"""Where tokens and compressed blocks of packed documents lie, so that one call serves all documents."""
+"""Where tokens and compressed blocks of packed documents lie: one call serves all documents of a batch."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -17,12 +17,14 @@ class PackedPlaces:
     A chunk is the tokens of one stride; blocks are runs of chunks, and share them with their neighbours.
 
     Attributes:
+        lengths: tokens of each document.
         positions: of each token in its document, [T].
         chunk_tokens: the tokens of the chunks that blocks cover, [N, compress_stride].
         first_chunks: each block's first chunk, [C].
         block_numbers: of each block in its document, [C].
     """
 
+    lengths: list[int]
     positions: Tensor
     chunk_tokens: Tensor
     first_chunks: Tensor
@@ -50,6 +52,7 @@ def packed_places(cu_seqlens: Tensor, num_tokens: int, config: SparseConfig) -> 
     chunk_starts = _each(starts, chunk_counts, sum(chunks)) + config.compress_stride * chunk_numbers
     first_chunks = _each(chunk_counts.cumsum(0) - chunk_counts, block_counts, sum(blocks))
     return PackedPlaces(
+        lengths=lengths,
         positions=_numbers(token_counts, num_tokens),
         chunk_tokens=chunk_starts[:, None] + torch.arange(config.compress_stride, device=table.device),
         first_chunks=first_chunks + block_numbers,
