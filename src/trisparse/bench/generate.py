@@ -21,17 +21,8 @@ from trisparse.report.rows import Rows
 
 COLUMNS = ["attention", "preset", "parameters", "weights", "tokens", "filled", "dtype", "batch"]
 COLUMNS += ["prefill_tokens_per_second", "decode_ms", "decode_tokens_per_second", "decode_steps"]
-COLUMNS += [
-    "captured",
-    "cache_megabytes",
-    "device",
-    "threads",
-    "cpu_flags",
-    "torch",
-    "trisparse",
-    "commit",
-    "date",
-]
+COLUMNS += ["captured", "cache_megabytes"]
+COLUMNS += ["device", "threads", "cpu_flags", "torch", "trisparse", "commit", "date"]
 
 # tokens: more than decoding kernels take, and on a GPU more than the paper's selection reaches
 _WARM_UP = 256
