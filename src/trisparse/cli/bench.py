@@ -43,7 +43,7 @@ def attention(
     parts: Annotated[bool, typer.Option("--parts", help="Also time each branch alone.")] = False,
     samples: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each case.")] = 30.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:

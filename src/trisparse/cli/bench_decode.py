@@ -26,7 +26,7 @@ def decode(
     value_dim: Annotated[int, typer.Option(min=1)] = 128,
     samples: Annotated[int, typer.Option(min=1, help="Timings of each case.")] = 30,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for each case.")] = 20.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:

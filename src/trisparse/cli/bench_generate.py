@@ -22,7 +22,7 @@ def generate(
     chunk: Annotated[int, typer.Option(min=1, help="Tokens of the prompt read at once.")] = 2048,
     steps: Annotated[int, typer.Option(min=1, max=64, help="Tokens decoded at each length.")] = 24,
     batch: Annotated[int, typer.Option(min=1, help="Sequences side by side, all of one length.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "cpu",
     output: Annotated[Path | None, typer.Option(help="Also append the rows to this CSV file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON.")] = False,
 ) -> None:
