@@ -78,6 +78,14 @@ def test_steps_are_captured_where_the_cache_is_static(attention: str, monkeypatc
     rows = generate.run([40], preset="tiny", attentions=[attention], dtype=torch.float32, steps=2)
     assert [row["captured"] for row in rows] == ["yes"]
 
+    def refuse(_: TokenStep) -> None:
+        raise RuntimeError("no capture")
+
+    monkeypatch.setattr(TokenStep, "_run", refuse)
+    with pytest.warns(UserWarning, match="steps are not captured"):
+        rows = generate.run([40], preset="tiny", attentions=[attention], dtype=torch.float32, steps=2)
+    assert [row["captured"] for row in rows] == ["no"]
+
 
 def test_a_batch_counts_the_tokens_of_all_rows():
     """Guards against a speed of one row, and rows of which only the first is filled or taken back."""

@@ -139,7 +139,7 @@ def test_bounds_are_read_once_for_all_layers(kind: str, monkeypatch: pytest.Monk
         raise AssertionError("a layer read the bounds")
 
     monkeypatch.setattr("trisparse.nn.attention.packed_places", refuse)
-    monkeypatch.setattr("trisparse.baselines.full_attention._lengths", refuse)
+    monkeypatch.setattr("trisparse.baselines.full_attention.document_lengths", refuse)
     logits_of(model, ids, position_ids=torch.tensor([[*range(5), *range(11)]]))
 
 

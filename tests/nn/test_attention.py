@@ -120,12 +120,15 @@ def test_places_may_be_shared_by_layers() -> None:
     layer, hidden = make_layer(), hidden_of(1, 20)
     bounds = torch.tensor([0, 7, 20], dtype=torch.int32)
     places = packed_places(bounds, 20, layer.config)
-    assert torch.equal(layer(hidden, cu_seqlens=bounds, packed=places), layer(hidden, cu_seqlens=bounds))
-    message = r"^packed: expected packed_places\(\) of cu_seqlens"
-    with pytest.raises(ValueError, match=message):
-        layer(hidden, packed=places)
-    with pytest.raises(ValueError, match=message):
-        layer(hidden[:, :19], cu_seqlens=bounds, packed=places)
+    assert torch.equal(layer(hidden, packed=places), layer(hidden, cu_seqlens=bounds))
+    with pytest.raises(ValueError, match=r"^packed: expected no cu_seqlens beside it"):
+        layer(hidden, cu_seqlens=bounds, packed=places)
+    with pytest.raises(ValueError, match=r"^cu_seqlens: expected the last bound to be the 19"):
+        layer(hidden[:, :19], packed=places)
+    with pytest.raises(ValueError, match=r"^packed: expected places for SparseConfig"):
+        make_layer("long_blocks")(hidden, packed=places)
+    with pytest.raises(ValueError, match=r"^cu_seqlens: expected neither cache nor padding"):
+        layer(hidden, packed=places, padding=[0])
 
 
 @pytest.mark.parametrize("name", ["paper", "shared", "compressed_unrotated"])

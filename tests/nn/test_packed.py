@@ -59,7 +59,7 @@ def test_places_are_on_the_device_of_the_bounds() -> None:
     with torch.device("meta"):
         places = packed_places(bounds, 8, config_of((4, 2, 4)))
     tensors = [place for place in vars(places).values() if isinstance(place, torch.Tensor)]
-    assert [tensor.device.type for tensor in tensors] == ["cpu"] * 4
+    assert [tensor.device.type for tensor in tensors] == ["cpu"] * 5
 
 
 @pytest.mark.parametrize("bounds", [[1, 8], [0, 6, 4, 8], [0, 9], [0, 5]])

@@ -2,19 +2,18 @@
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from trisparse import api, validate
+from trisparse import api
 from trisparse.config import SparseConfig
 from trisparse.invariance import is_batch_invariant
 from trisparse.nn.cache import DenseCache
 from trisparse.nn.gates import Gates
 from trisparse.nn.heads import check_call, check_sizes
-from trisparse.nn.packed import PackedPlaces
+from trisparse.nn.packed import PackedPlaces, document_lengths
 from trisparse.nn.rope import Rope
 from trisparse.nn.rows import check_padding, without_padding
 
@@ -69,12 +68,6 @@ def _row_by_row(query: Tensor, key: Tensor, value: Tensor, starts: Sequence[int]
     return torch.cat(parts)
 
 
-def _lengths(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
-    bounds = cu_seqlens.tolist()
-    validate.check_bounds(bounds, num_tokens)
-    return [stop - start for start, stop in pairwise(bounds)]
-
-
 class FullAttention(nn.Module):
     """Causal softmax attention over everything, with the interface of NativeSparseAttention.
 
@@ -124,8 +117,10 @@ class FullAttention(nn.Module):
         if cache is not None:
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
+        lengths = None if packed is None else packed.lengths
         if cu_seqlens is not None:
-            lengths = _lengths(cu_seqlens, hidden.shape[1]) if packed is None else packed.lengths
+            lengths = document_lengths(cu_seqlens, hidden.shape[1])
+        if lengths is not None:
             # the gradient of a split is one concatenation, that of slices as many whole sequences
             documents = zip(*(x.split(lengths, dim=1) for x in tensors), strict=True)
             out = torch.cat([self._attend(list(document)) for document in documents], dim=1)

@@ -105,7 +105,7 @@ class _Session:
         config = model_config(preset, attention=attention)
         self.model: Any = TrisparseForCausalLM(config).eval()
         self.model.to(device, dtype)
-        self._call = self.model.get_compiled_call()
+        self.call = self.model.get_compiled_call()
         self._warm_up()
 
     def _warm_up(self) -> None:
@@ -130,14 +130,9 @@ class _Session:
         """The decode state of each layer."""
         return [layer.state for layer in self.cache.layers]
 
-    @property
-    def captured(self) -> bool:
-        """Whether a step is one program for all lengths, on a GPU a graph."""
-        return isinstance(self.cache, StaticCache)
-
     def _forward(self, count: int) -> None:
         ids: Tensor = torch.randint(self.model.config.vocab_size, (self.batch, count), device=self.device)
-        self._call(input_ids=ids, past_key_values=self.cache, logits_to_keep=1)
+        self.call(input_ids=ids, past_key_values=self.cache, logits_to_keep=1)
 
     def _now(self) -> float:
         """Seconds, when all that was asked for is done."""
@@ -148,7 +143,7 @@ class _Session:
     @torch.no_grad()
     def read(self, length: int) -> float:
         """Read on to `length` tokens; seconds since the first token."""
-        if self.captured:
+        if isinstance(self.cache, StaticCache):
             # full attention would read the room that longer contexts need
             self._begin(length + STEP)
         start = self._now()
@@ -203,7 +198,7 @@ def _row(session: _Session, length: int, prefill: float | None, decode: Sequence
         "decode_ms": f"{1000 * step:.3f}",
         "decode_tokens_per_second": f"{session.batch / step:.2f}",
         "decode_steps": str(len(decode)),
-        "captured": "yes" if session.captured else "no",
+        "captured": "yes" if session.call.is_stepping else "no",
         "cache_megabytes": f"{sum(state.nbytes() for state in session.states) / 1e6:.2f}",
         **environment(session.device),
     }

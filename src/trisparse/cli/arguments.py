@@ -44,14 +44,13 @@ def device_named(name: str) -> str:
     """
     import torch
 
-    has_gpu = torch.cuda.is_available()
-    if name == "auto":
-        return "cuda" if has_gpu else "cpu"
-    if name not in ("cpu", "cuda"):
+    if name not in ("auto", "cpu", "cuda"):
         raise ValueError(f"device: expected auto, cpu or cuda, got {name!r}")
-    if name == "cuda" and not has_gpu:
+    if name == "cpu" or torch.cuda.is_available():
+        return "cpu" if name == "cpu" else "cuda"
+    if name == "cuda":
         raise ValueError("device: expected cpu, for torch sees no GPU; got 'cuda'")
-    return name
+    return "cpu"
 
 
 def dtype_named(name: str) -> "torch.dtype":

@@ -19,12 +19,10 @@ class Batch:
 
     Attributes:
         padding: left-padding tokens of each row, None if there are none.
-        cu_seqlens: int32 bounds of the documents of the flattened batch, None if every row is one document.
-        packed: where they and their compressed blocks lie, for all layers.
+        packed: where the documents of the flattened batch lie, None if every row is one document.
     """
 
     padding: list[int] | None = None
-    cu_seqlens: Tensor | None = None
     packed: PackedPlaces | None = None
 
 

@@ -114,9 +114,7 @@ class Block(GradientCheckpointingLayer):
     def forward(self, hidden: Tensor, batch: Batch, cache: BatchCache | None = None) -> Tensor:
         normed = self.attention_norm(hidden)
         if cache is None:
-            mixed = self.attention(
-                normed, cu_seqlens=batch.cu_seqlens, padding=batch.padding, packed=batch.packed
-            )
+            mixed = self.attention(normed, padding=batch.padding, packed=batch.packed)
         else:
             mixed = _attend_cached(self.attention, normed, batch, cache)
         return self._finish(hidden, mixed)
@@ -219,7 +217,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
     ) -> Tensor:
         """Hidden states [B, T, hidden_size] through all blocks; `kept` takes those before each."""
         shape = hidden.shape
-        if batch.cu_seqlens is not None:
+        if batch.packed is not None:
             hidden = hidden.flatten(0, 1)[None]
         for block, cache in zip(self.layers, caches, strict=True):
             if kept is not None:
@@ -277,8 +275,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         bounds = read_documents(position_ids, rows, num_tokens)
         if bounds is None:
             return Batch()
-        places = packed_places(bounds, rows * num_tokens, self.config.sparse_config())
-        return Batch(cu_seqlens=bounds, packed=places)
+        return Batch(packed=packed_places(bounds, rows * num_tokens, self.config.sparse_config()))
 
     @torch.compiler.disable
     def _states(self, layers: list[TrisparseCacheLayer]) -> list[BatchCache | None]:

@@ -46,19 +46,24 @@ class SteppedCall:
         if not (self._can_step and self._is_one_token(inputs)) or self._is_watched():
             return self._model(**inputs)
         ids, cache = inputs["input_ids"], inputs["past_key_values"]
-        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
-        layers = cache_layers(cache, self._model.config.num_hidden_layers)
-        if read_cached_batch(mask, positions, ids.shape, layers).padding is not None:
-            return self._model(**inputs)
         if self._cache is not cache:
             self._cache, self._step, self._plain_calls = cache, None, 0
         if self._plain_calls < _PLAIN_CALLS:
             self._plain_calls += 1
             return self._model(**inputs)
+        mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
+        layers = cache_layers(cache, self._model.config.num_hidden_layers)
+        if read_cached_batch(mask, positions, ids.shape, layers).padding is not None:
+            return self._model(**inputs)
         logits = self._stepped(ids, cache)
         if logits is None:
             return self._model(**inputs)
         return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+
+    @property
+    def is_stepping(self) -> bool:
+        """Whether single tokens of the cache at hand go through a step by now."""
+        return self._step is not None
 
     def _stepped(self, ids: torch.Tensor, cache: StaticCache) -> torch.Tensor | None:
         """Logits [B, V]; None, once and for all, where a step cannot be captured."""

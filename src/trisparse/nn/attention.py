@@ -108,7 +108,7 @@ class NativeSparseAttention(nn.Module):
                 torch.compile, as the language model does: lengths are counted on the host.
             cu_seqlens: int32 bounds of documents packed into B = 1; not together with `cache` or `padding`.
             padding: left-padding tokens of each row; they are skipped, and their outputs are 0.
-            packed: `packed_places(cu_seqlens, T, config)`, made once for several layers; made here if None.
+            packed: instead of `cu_seqlens`, what `packed_places` makes of them, once for several layers.
 
         Raises:
             TypeError, ValueError: arguments of another type or shape; a cache of another layer shape, dtype,
@@ -119,13 +119,21 @@ class NativeSparseAttention(nn.Module):
             return self._forward_cached(hidden, cache, padding)
         tensors = self._project(hidden)
         if padding is None:
-            if cu_seqlens is not None and packed is None:
-                packed = packed_places(cu_seqlens, hidden.shape[1], self.config)
-            out = self._attend_all(tensors, cu_seqlens, packed)
+            out = self._attend_all(tensors, self._places(hidden, cu_seqlens, packed))
         else:
             counts = check_padding(padding, *hidden.shape[:2])
             out = without_padding(lambda rows, _: self._attend_all(rows), tensors, counts)
         return self.o_proj(out.flatten(2))
+
+    def _places(
+        self, hidden: Tensor, cu_seqlens: Tensor | None, packed: PackedPlaces | None
+    ) -> PackedPlaces | None:
+        """Those that are given, or those of the bounds; None where one sequence fills a row."""
+        if packed is not None and packed.config != self.config:
+            raise ValueError(f"packed: expected places for {self.config}, got those for {packed.config}")
+        if cu_seqlens is not None:
+            return packed_places(cu_seqlens, hidden.shape[1], self.config)
+        return packed
 
     @torch.no_grad()
     def _forward_cached(self, hidden: Tensor, cache: SparseCache, padding: Sequence[int] | None) -> Tensor:
@@ -183,11 +191,10 @@ class NativeSparseAttention(nn.Module):
         blocks = torch.arange(key.shape[1], device=key.device) if packed is None else packed.block_numbers
         return self._rotate_blocks(key, blocks), value
 
-    def _attend_all(
-        self, tensors: list[Tensor], cu_seqlens: Tensor | None = None, packed: PackedPlaces | None = None
-    ) -> Tensor:
+    def _attend_all(self, tensors: list[Tensor], packed: PackedPlaces | None = None) -> Tensor:
         """Whole sequences without a cache: [B, T, H, E]."""
         query, keys, values, gates = tensors
+        cu_seqlens = None if packed is None else packed.cu_seqlens
         positions = torch.arange(query.shape[1], device=query.device) if packed is None else packed.positions
         rotated = self._rotate(query, positions)
         compressed = self._compress(self._set(keys, _COMPRESSED), self._set(values, _COMPRESSED), packed)

@@ -47,9 +47,12 @@ def check_call(
         raise TypeError(f"hidden: expected floating-point numbers, got {hidden.dtype}")
     if hidden.dim() != 3 or hidden.shape[2] != hidden_size:
         raise ValueError(f"hidden: expected [B, T, {hidden_size}], got {list(hidden.shape)}")
-    if cu_seqlens is not None and (cache is not None or padding is not None):
+    if packed is not None and cu_seqlens is not None:
+        raise ValueError("packed: expected no cu_seqlens beside it, for it holds them")
+    bounds = cu_seqlens if packed is None else packed.cu_seqlens
+    if bounds is not None and (cache is not None or padding is not None):
         raise ValueError("cu_seqlens: expected neither cache nor padding beside it")
-    if packed is not None and (cu_seqlens is None or len(packed.positions) != hidden.shape[1]):
-        raise ValueError("packed: expected packed_places() of cu_seqlens, which it comes with, and T tokens")
     # before the bounds cut anything
-    validate.packed(cu_seqlens, hidden, hidden.shape[1])
+    validate.packed(bounds, hidden, hidden.shape[1])
+    if packed is not None and len(packed.positions) != hidden.shape[1]:
+        raise ValueError(f"packed: expected {hidden.shape[1]} tokens, got {len(packed.positions)}")

@@ -17,6 +17,8 @@ class PackedPlaces:
     A chunk is the tokens of one stride; blocks are runs of chunks, and share them with their neighbours.
 
     Attributes:
+        cu_seqlens: int32 bounds of the documents, [N + 1].
+        config: the block sizes for which the places hold.
         lengths: tokens of each document.
         positions: of each token in its document, [T].
         chunk_tokens: the tokens of the chunks that blocks cover, [N, compress_stride].
@@ -24,11 +26,24 @@ class PackedPlaces:
         block_numbers: of each block in its document, [C].
     """
 
+    cu_seqlens: Tensor
+    config: SparseConfig
     lengths: list[int]
     positions: Tensor
     chunk_tokens: Tensor
     first_chunks: Tensor
     block_numbers: Tensor
+
+
+def document_lengths(cu_seqlens: Tensor, num_tokens: int) -> list[int]:
+    """Tokens of each document between `cu_seqlens` [N + 1]; on a GPU this waits for the device.
+
+    Raises:
+        ValueError: bounds that do not begin at 0, fall, or end elsewhere than at `num_tokens`.
+    """
+    bounds = cu_seqlens.tolist()
+    validate.check_bounds(bounds, num_tokens)
+    return [stop - start for start, stop in pairwise(bounds)]
 
 
 def packed_places(cu_seqlens: Tensor, num_tokens: int, config: SparseConfig) -> PackedPlaces:
@@ -37,21 +52,23 @@ def packed_places(cu_seqlens: Tensor, num_tokens: int, config: SparseConfig) -> 
     On a GPU this waits for the device, for how many blocks there are is known by nobody else.
 
     Raises:
-        ValueError: bounds that do not begin at 0, fall, or end elsewhere than at `num_tokens`.
+        ValueError: as `document_lengths`.
     """
-    bounds = cu_seqlens.tolist()
-    validate.check_bounds(bounds, num_tokens)
-    lengths = [stop - start for start, stop in pairwise(bounds)]
+    lengths = document_lengths(cu_seqlens, num_tokens)
     blocks = [config.num_compressed(length) for length in lengths]
     more = config.compress_block // config.compress_stride - 1
     chunks = [count + more if count else 0 for count in blocks]
-    table = torch.tensor([bounds[:-1], lengths, blocks, chunks], device=cu_seqlens.device)
-    starts, token_counts, block_counts, chunk_counts = table
+    table = torch.tensor([lengths, blocks, chunks], device=cu_seqlens.device)
+    token_counts, block_counts, chunk_counts = table
     block_numbers = _numbers(block_counts, sum(blocks))
     chunk_numbers = _numbers(chunk_counts, sum(chunks))
-    chunk_starts = _each(starts, chunk_counts, sum(chunks)) + config.compress_stride * chunk_numbers
+    chunk_starts = (
+        _each(cu_seqlens[:-1].long(), chunk_counts, sum(chunks)) + config.compress_stride * chunk_numbers
+    )
     first_chunks = _each(chunk_counts.cumsum(0) - chunk_counts, block_counts, sum(blocks))
     return PackedPlaces(
+        cu_seqlens=cu_seqlens,
+        config=config,
         lengths=lengths,
         positions=_numbers(token_counts, num_tokens),
         chunk_tokens=chunk_starts[:, None] + torch.arange(config.compress_stride, device=table.device),
