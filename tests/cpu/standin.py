@@ -36,6 +36,9 @@ EXPORT const char* trisparse_instruction_sets() {
 #ifdef TRISPARSE_WITH_AMX
       "amx,"
 #endif
+#ifdef TRISPARSE_WITH_AVX512_BF16
+      "avx512_bf16,"
+#endif
 #ifdef TRISPARSE_WITH_AVX512
       "avx512,"
 #endif
@@ -90,6 +93,13 @@ AVX512 = """
 int avx512_lanes() { return 16; }
 """
 
+AVX512_BF16 = """
+#if !defined(__AVX512BF16__) || !defined(__AVX512VL__)
+#error "flags of AVX-512 with bfloat16 are missing"
+#endif
+int avx512_bf16_lanes() { return 32; }
+"""
+
 AMX = """
 // clang names these macros without the underscore inside, until it follows gcc
 #if !(defined(__AMX_TILE__) || defined(__AMXTILE__)) || !(defined(__AMX_BF16__) || defined(__AMXBF16__))
@@ -111,11 +121,13 @@ int NAME(TRISPARSE_SET)() { return rows_of_engine; }
 
 SOURCES = {
     "engine_amx.h": "#ifndef __AVX512F__\n#error flags\n#endif\nconstexpr int rows_of_engine = 16;\n",
+    "engine_bfloat16.h": "#ifndef __AVX512F__\n#error flags\n#endif\nconstexpr int rows_of_engine = 8;\n",
     "engine_float.h": "constexpr int rows_of_engine = 1;\n",
     "interface.h": INTERFACE,
     "dispatch.cpp": DISPATCH,
     "portable.cpp": PORTABLE,
     "avx512.cpp": AVX512,
+    "avx512_bf16.cpp": AVX512_BF16,
     "amx.cpp": AMX,
     "shared.cpp": SHARED,
 }
@@ -129,8 +141,12 @@ Call = Callable[..., tuple[int, str, str]]
 # what was logged so far
 Messages = Callable[[], list[str]]
 
+_SETS = candidates(Processor("x86_64"))
+# features of all sets, and the vendor for whom one set is
 EVERYTHING = Processor(
-    "x86_64", frozenset(name for one in candidates(Processor("x86_64")) for name in one.features)
+    "x86_64",
+    frozenset(name for one in _SETS for name in one.features),
+    "".join(one.vendor for one in _SETS),
 )
 
 CHILD = """

@@ -3,6 +3,7 @@
 import os
 import platform
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from trisparse.cpu import build as build_module
 from trisparse.cpu.build import build
 from trisparse.cpu.errors import BuildError
-from trisparse.cpu.processor import Processor, features_in
+from trisparse.cpu.processor import Processor, processor_in
 from trisparse.cpu.recipe import make_recipe
 
 from .standin import EVERYTHING, Script, names, one_line
@@ -108,7 +109,7 @@ def test_flags_that_the_compiler_does_not_know_leave_a_set_out(
     monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: EVERYTHING)
     compiler('case "$*" in *-mamx*) echo "error: unrecognized option -mamx-tile" >&2; exit 1;; esac')
     made = build(sources, folder)
-    assert made.instruction_sets == ("avx512", "portable")
+    assert made.instruction_sets == ("avx512_bf16", "avx512", "portable")
     assert "does not know" in made.left_out["amx"]
     log = (made.path.parent / "build.log").read_text()
     assert "-DTRISPARSE_WITH_AVX512" in log
@@ -149,7 +150,7 @@ def test_an_assembler_that_does_not_know_avx2_gives_plain_portable_code(
     compiler('case "$*" in *-mfma*) echo "Error: no such instruction" >&2; exit 1;; esac')
     made = build(sources, folder)
     assert made.instruction_sets == ("portable",)
-    assert set(made.left_out) == {"amx", "avx512", "avx2"}
+    assert set(made.left_out) == {"amx", "avx512_bf16", "avx512", "avx2"}
     assert "-mavx2" not in (made.path.parent / "build.log").read_text()
 
 
@@ -239,13 +240,29 @@ def test_other_systems_get_a_reason(sources: Path, folder: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "features", "vendor"),
     [
-        ("processor: 0\nflags\t\t: fpu AVX2 fma\n\nprocessor: 1\nflags: other\n", {"fpu", "avx2", "fma"}),
-        ("processor\t: 0\nFeatures\t: fp asimd\n", {"fp", "asimd"}),
-        ("machine: s390\n", set()),
+        (
+            "processor: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu AVX2 fma\n\n"
+            "processor: 1\nvendor_id: other\nflags: other\n",
+            {"fpu", "avx2", "fma"},
+            "GenuineIntel",
+        ),
+        ("processor\t: 0\nFeatures\t: fp asimd\n", {"fp", "asimd"}, ""),
+        ("machine: s390\n", set(), ""),
     ],
 )
-def test_features_are_read_from_cpuinfo(text: str, wanted: set[str]) -> None:
-    """Guards against a processor that seems to have no features."""
-    assert features_in(text) == wanted
+def test_processor_is_read_from_cpuinfo(text: str, features: set[str], vendor: str) -> None:
+    """Guards against a processor that seems to have no features, or somebody else's."""
+    assert processor_in(text, "any") == Processor("any", frozenset(features), vendor)
+
+
+def test_set_that_is_slower_elsewhere_is_for_its_vendor_alone(
+    sources: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against the pair products of AVX-512 where they are slower than its float products."""
+    other = replace(EVERYTHING, vendor="GenuineIntel")
+    monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: other)
+    recipe = make_recipe(sources)
+    assert [one.label for one in recipe.sets] == ["amx", "avx512", "avx2", "portable"]
+    assert "AuthenticAMD" in dict(recipe.left_out)["avx512_bf16"]

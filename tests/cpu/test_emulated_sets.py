@@ -48,12 +48,14 @@ def passed_in(command: list[str], **settings: str) -> int:
 @needs_kernels
 @X86
 @pytest.mark.timeout(900)  # with building the kernels, and the other tests beside it
-@pytest.mark.parametrize(("name", "dtype"), [("amx", "bfloat16"), ("avx512", "float32")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("amx", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512", "float32")]
+)
 def test_a_set_that_is_not_here_agrees_with_the_reference(name: str, dtype: str):
     """Guards roundings, layouts and passes of sets that most machines cannot run."""
     if name in instruction_sets():
         pytest.skip("it is here, and tested as it is")
-    command = ["-m", "pytest", "-p", "emulated_cpu", "-k", f"{name} and {dtype}", *map(str, FILES)]
+    command = ["-m", "pytest", "-p", "emulated_cpu", "-k", f"{name}-{dtype}", *map(str, FILES)]
     assert passed_in(command, PYTHONPATH=str(PLUGIN)) > 100
 
 

@@ -54,6 +54,7 @@ namespace trisparse {
 static bool any(int32_t) { return true; }
 static bool bfloat16(int32_t type) { return type == kBFloat16; }
 const Kernels kAmxKernels = {"amx", bfloat16, nullptr, nullptr};
+const Kernels kAvx512Bf16Kernels = {"avx512_bf16", bfloat16, nullptr, nullptr};
 const Kernels kAvx512Kernels = {"avx512", any, nullptr, nullptr};
 const Kernels kPortableKernels = {"portable", any, nullptr, nullptr};
 }  // namespace trisparse
@@ -65,7 +66,7 @@ def dispatcher(tmp_path: Path, real_compiler: str) -> ctypes.CDLL:
     """A library of the dispatcher and of kernels that do nothing."""
     source, library = tmp_path / "dispatcher.cpp", tmp_path / "dispatcher.so"
     source.write_text(DISPATCHER)
-    sets = [f"-DTRISPARSE_WITH_{name}" for name in ("AMX", "AVX512", "PORTABLE")]
+    sets = [f"-DTRISPARSE_WITH_{name}" for name in ("AMX", "AVX512_BF16", "AVX512", "PORTABLE")]
     flags = ["-std=c++17", "-shared", "-fPIC", f"-I{SOURCES}", *sets]
     subprocess.run([real_compiler, *flags, str(source), "-o", str(library)], check=True)
     functions = ctypes.CDLL(str(library))
@@ -77,9 +78,9 @@ def dispatcher(tmp_path: Path, real_compiler: str) -> ctypes.CDLL:
 @pytest.mark.parametrize(
     ("answer", "sets", "for_bfloat16"),
     [
-        pytest.param(0, "amx,avx512,portable", "amx", id="granted"),
-        pytest.param(-1, "avx512,portable", "avx512", id="refused"),
-        pytest.param(-22, "avx512,portable", "avx512", id="an old kernel"),
+        pytest.param(0, "amx,avx512_bf16,avx512,portable", "amx", id="granted"),
+        pytest.param(-1, "avx512_bf16,avx512,portable", "avx512_bf16", id="refused"),
+        pytest.param(-22, "avx512_bf16,avx512,portable", "avx512_bf16", id="an old kernel"),
     ],
 )
 def test_dispatcher_asks_for_the_tiles_once_and_goes_on_without(
@@ -109,8 +110,8 @@ def test_refused_set_is_built_and_left_out_with_a_reason(refusing: Path, folder:
     """Guards against a set that is listed as usable and is not, or that is gone without a word."""
     found = open_cached(refusing, folder)
     assert "amx" in found.build.instruction_sets
-    assert found.instruction_sets == ("avx512", "portable")
-    assert found.instructions == "avx512"
+    assert found.instruction_sets == ("avx512_bf16", "avx512", "portable")
+    assert found.instructions == "avx512_bf16"
     assert "refuse it to this process" in found.build.left_out["amx"]
 
 
@@ -121,7 +122,7 @@ def test_forced_set_that_is_refused_is_an_error(
     monkeypatch.setenv("TRISPARSE_CPU_INSTRUCTIONS", "amx")
     with pytest.raises(BuildError, match="TRISPARSE_CPU_INSTRUCTIONS: 'amx' cannot run here") as error:
         open_cached(refusing, folder)
-    assert one_line(error).endswith("choose one of avx512, portable")
+    assert one_line(error).endswith("choose one of avx512_bf16, avx512, portable")
 
 
 def test_dtype_of_the_refused_set_gets_the_next(
@@ -130,7 +131,7 @@ def test_dtype_of_the_refused_set_gets_the_next(
     """Guards against losing bfloat16, whose best set is the refused one and is built alone at first."""
     monkeypatch.setattr(library_module, "SOURCES", refusing)
     monkeypatch.setenv("TRISPARSE_CACHE", str(folder.parent))
-    assert library(torch.bfloat16).instructions == "avx512"
+    assert library(torch.bfloat16).instructions == "avx512_bf16"
     assert unavailable_reason(torch.bfloat16) is None
 
 

@@ -35,7 +35,8 @@ def test_overrides_win_over_the_file_and_take_the_annotated_type(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("instructions", "wanted"), [("amx", "bfloat16"), ("avx512", "float32"), ("portable", "float32")]
+    ("instructions", "wanted"),
+    [("amx", "bfloat16"), ("avx512_bf16", "bfloat16"), ("avx512", "float32"), ("portable", "float32")],
 )
 def test_auto_is_the_precision_that_the_processor_multiplies(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, instructions: str, wanted: str

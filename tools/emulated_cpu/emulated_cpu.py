@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 # file, what it says, what the emulation needs
 CHANGES = (
     (recipe.DISPATCH, "if (runs_amx()) ", ""),
+    (recipe.DISPATCH, "if (runs_avx512_bf16()) ", ""),
     (recipe.DISPATCH, "if (runs_avx512()) ", ""),
     # no register is that wide
     ("softmax.h", '"+x"', '"+m"'),
@@ -47,7 +48,7 @@ def emulating_candidates(processor: Processor) -> tuple[instructions.Instruction
     had = next(one for one in plain if instructions.why_not(one, processor) is None)
     flags = (*had.flags, "-D__AVX512F__", f"-I{HERE}", "-Wno-psabi")
     special = [
-        replace(one, flags=flags, features=had.features, probe=had.probe)
+        replace(one, flags=flags, features=had.features, probe=had.probe, vendor="")
         for one in all_sets
         if one.name != "portable"
     ]

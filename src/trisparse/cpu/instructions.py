@@ -11,7 +11,8 @@ class InstructionSet:
 
     `features`: without these the processor cannot run it. `probe`: one instruction that compiler and
     assembler must know beside `flags`; empty if there is nothing to ask. `variant`: tells it from others with
-    its name. `engine`: the header with its products. `dtypes`: what it computes in.
+    its name. `engine`: the header with its products. `dtypes`: what it computes in. `vendor`: only on this
+    vendor's processors is it faster than the next set; empty if it is on all.
     """
 
     name: str
@@ -21,6 +22,7 @@ class InstructionSet:
     variant: str = ""
     engine: str = "engine_float.h"
     dtypes: tuple[str, ...] = ("float32", "bfloat16", "float16")
+    vendor: str = ""
 
     @property
     def label(self) -> str:
@@ -57,17 +59,26 @@ _AVX512 = InstructionSet(
     features=("avx512f", "avx512bw", "avx512dq", "avx512vl", "fma", "f16c"),
     probe="vfmadd231ps %zmm0, %zmm0, %zmm0",
 )
+_AVX512_BF16 = InstructionSet(
+    "avx512_bf16",
+    flags=(*_AVX512.flags, "-mavx512bf16"),
+    features=(*_AVX512.features, "avx512_bf16"),
+    probe="vdpbf16ps %zmm0, %zmm0, %zmm0",
+    engine="engine_bfloat16.h",
+    dtypes=("bfloat16",),
+    vendor="AuthenticAMD",
+)
 _AMX = InstructionSet(
     "amx",
-    flags=(*_AVX512.flags, "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
-    features=(*_AVX512.features, "avx512_bf16", "amx_tile", "amx_bf16"),
+    flags=(*_AVX512_BF16.flags, "-mamx-tile", "-mamx-bf16"),
+    features=(*_AVX512_BF16.features, "amx_tile", "amx_bf16"),
     probe="tdpbf16ps %tmm2, %tmm1, %tmm0",
     engine="engine_amx.h",
     dtypes=("bfloat16",),
 )
 
 # best first; of two with one name, the first that can be had is built
-_SETS = {"x86_64": (_AMX, _AVX512, _AVX2, PORTABLE)}
+_SETS = {"x86_64": (_AMX, _AVX512_BF16, _AVX512, _AVX2, PORTABLE)}
 # files that need the flags of their set, also where the processor is of another kind
 SPECIAL_SOURCES = frozenset(one.source for sets in _SETS.values() for one in sets)
 
@@ -78,6 +89,10 @@ def candidates(processor: Processor) -> tuple[InstructionSet, ...]:
 
 
 def why_not(candidate: InstructionSet, processor: Processor) -> str | None:
-    """None if `processor` can run `candidate`, else what it lacks."""
+    """None if `candidate` is for `processor`, else what that lacks."""
     missing = [name for name in candidate.features if name not in processor.features]
-    return f"the processor has no {', '.join(missing)}" if missing else None
+    if missing:
+        return f"the processor has no {', '.join(missing)}"
+    if candidate.vendor not in ("", processor.vendor):
+        return f"slower than the next set but on processors of {candidate.vendor}"
+    return None

@@ -11,35 +11,38 @@ _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 @dataclass(frozen=True)
 class Processor:
-    """`machine` and `features` as Linux spells them, in lower case; empty where nothing is known."""
+    """All as Linux spells it, `machine` and `features` in lower case; empty where nothing is known."""
 
     machine: str
     features: frozenset[str] = frozenset()
+    vendor: str = ""
 
 
 def this_processor() -> Processor:
     """The processor that this process runs on."""
     machine = platform.machine().lower()
-    return Processor(_MACHINES.get(machine, machine), _features())
-
-
-def _features() -> frozenset[str]:
+    machine = _MACHINES.get(machine, machine)
     if platform.system() == "Darwin":
-        return _features_of_sysctl()
+        return Processor(machine, _features_of_sysctl())
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return frozenset()
-    return features_in(text)
+        return Processor(machine)
+    return processor_in(text, machine)
 
 
-def features_in(cpuinfo: str) -> frozenset[str]:
-    """The features of the first processor in the text of `/proc/cpuinfo`."""
+def processor_in(cpuinfo: str, machine: str) -> Processor:
+    """The first processor in the text of `/proc/cpuinfo`."""
+    features = frozenset(_value(cpuinfo, "flags", "Features").lower().split())
+    return Processor(machine, features, _value(cpuinfo, "vendor_id"))
+
+
+def _value(cpuinfo: str, *names: str) -> str:
     for line in cpuinfo.splitlines():
-        name, _, words = line.partition(":")
-        if name.strip() in ("flags", "Features"):
-            return frozenset(words.lower().split())
-    return frozenset()
+        name, _, value = line.partition(":")
+        if name.strip() in names:
+            return value.strip()
+    return ""
 
 
 def _features_of_sysctl() -> frozenset[str]:

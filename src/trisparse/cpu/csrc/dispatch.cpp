@@ -16,6 +16,9 @@ namespace trisparse {
 #if defined(TRISPARSE_WITH_AMX)
 extern const Kernels kAmxKernels;
 #endif
+#if defined(TRISPARSE_WITH_AVX512_BF16)
+extern const Kernels kAvx512Bf16Kernels;
+#endif
 #if defined(TRISPARSE_WITH_AVX512)
 extern const Kernels kAvx512Kernels;
 #endif
@@ -25,13 +28,17 @@ extern const Kernels kPortableKernels;
 
 namespace {
 
-#if defined(TRISPARSE_WITH_AVX512) || defined(TRISPARSE_WITH_AMX)
+#if defined(TRISPARSE_WITH_AVX512) || defined(TRISPARSE_WITH_AVX512_BF16) || defined(TRISPARSE_WITH_AMX)
 bool runs_avx512() {
   __builtin_cpu_init();
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("fma");
 }
+#endif
+
+#if defined(TRISPARSE_WITH_AVX512_BF16) || defined(TRISPARSE_WITH_AMX)
+bool runs_avx512_bf16() { return runs_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 
 #if defined(TRISPARSE_WITH_AMX)
@@ -41,7 +48,7 @@ bool runs_amx() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool has_tiles = (d >> 24 & 1) && (d >> 22 & 1);
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
-  return has_tiles && runs_avx512() && __builtin_cpu_supports("avx512bf16") &&
+  return has_tiles && runs_avx512_bf16() &&
          syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 }
 #endif
@@ -51,6 +58,9 @@ const std::vector<const Kernels*>& usable() {
     std::vector<const Kernels*> kernels;
 #if defined(TRISPARSE_WITH_AMX)
     if (runs_amx()) kernels.push_back(&kAmxKernels);
+#endif
+#if defined(TRISPARSE_WITH_AVX512_BF16)
+    if (runs_avx512_bf16()) kernels.push_back(&kAvx512Bf16Kernels);
 #endif
 #if defined(TRISPARSE_WITH_AVX512)
     if (runs_avx512()) kernels.push_back(&kAvx512Kernels);
