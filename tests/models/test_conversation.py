@@ -51,10 +51,10 @@ class Interrupting:
         pass
 
 
-def check_turn(conversation: Conversation, text: str) -> None:
+def check_turn(conversation: Conversation, text: str, **settings: Any) -> None:
     """The next answer is what the model says to the whole conversation without a cache."""
     before = list(conversation.ids)
-    conversation.ask(text, **SETTINGS)
+    conversation.ask(text, **SETTINGS, **settings)
     prompt = before + list(f"{text}\n".encode())
     expected = greedy_without_cache(conversation.model, torch.tensor([prompt]), 9)[0].tolist()
     assert conversation.ids == prompt + expected
@@ -67,6 +67,39 @@ def test_turns_continue_one_another() -> None:
     for turn, text in enumerate(["How are you today?", "Why?", "é"]):
         check_turn(conversation, text)
         assert conversation.prefilled == len(f"{text}\n".encode()) + (turn > 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+def test_new_text_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    """Guards the second turn: before 5.21, `generate` of transformers reads again what the cache holds."""
+    conversation = new_conversation()
+    forward, read = conversation.model.forward, []
+
+    def counted(input_ids: torch.Tensor, **others: Any) -> Any:
+        read.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **others)
+
+    monkeypatch.setattr(conversation.model, "forward", counted)
+    for turn, text in enumerate(["How are you today?", "Why?", "é"]):
+        new = len(f"{text}\n".encode()) + (turn > 0)
+        read.clear()
+        conversation.ask(text, **SETTINGS, prefill_chunk_size=chunk)
+        # all new tokens but the last are read too, one by one
+        pieces = read[:-8]
+        assert sum(pieces) == new and max(pieces) == min(chunk, new)
+        assert read[-8:] == [1] * 8
+    monkeypatch.undo()
+    check_turn(conversation, "Once more", prefill_chunk_size=chunk)
+
+
+@pytest.mark.parametrize("chunk", [0, -1, 2.5])
+def test_chunks_of_no_size_are_refused(chunk: Any) -> None:
+    """Guards against a prompt that is never read, or a turn that stays after a refused call."""
+    conversation = new_conversation()
+    with pytest.raises((ValueError, TypeError), match="prefill_chunk_size: expected"):
+        conversation.ask("How are you?", **SETTINGS, prefill_chunk_size=chunk)
+    assert conversation.ids == []
+    check_turn(conversation, "How are you?")
 
 
 def test_interrupted_answer_stays_and_the_conversation_goes_on() -> None:

@@ -13,15 +13,23 @@ _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
 
 
 class _Heard:
-    """A streamer that keeps the new ids, so that an interrupted answer is known, and hands them on."""
+    """A streamer that keeps the new ids, so that an interrupted answer is known, and hands them on.
 
-    def __init__(self, inner: Any) -> None:
+    The prompt it hands on at once.
+    """
+
+    def __init__(self, inner: Any, prompt: torch.Tensor) -> None:
         self.inner = inner
         self.ids: list[int] | None = None
+        if inner is not None:
+            inner.put(prompt)
 
     def put(self, ids: torch.Tensor) -> None:
-        # the first call brings the prompt
-        self.ids = [] if self.ids is None else self.ids + ids.flatten().tolist()
+        if self.ids is None:
+            # the first call brings the prompt
+            self.ids = []
+            return
+        self.ids += ids.flatten().tolist()
         if self.inner is not None:
             self.inner.put(ids)
 
@@ -60,23 +68,27 @@ class Conversation:
     def ask(self, text: str, streamer: Any = None, **settings: Any) -> str:
         """The model's answer to `text`; `settings` are those of `generate`, without beams.
 
-        If it is interrupted, what was said until then stays in the conversation. A call that fails before the
+        With `prefill_chunk_size` new text is read so many tokens at a time. If it is interrupted, what was said until then stays in the conversation. A call that fails before the
         first token of the answer is no turn.
 
         Raises:
             ValueError: no text, or no Unicode, or settings that `generate` refuses.
+            TypeError: `prefill_chunk_size` is no int.
         """
         validate.unicode_text("text", text)
         if not text:
             raise ValueError("text: expected some text, got none")
         prompt = self._prompt(text)
-        if any(settings.get(name) is not None for name in _ASSISTED):
+        assisted = any(settings.get(name) is not None for name in _ASSISTED)
+        if assisted:
             # transformers reads the whole prompt again then
             self.cache = DynamicCache(config=self.model.config)
         self._reuse(prompt)
-        heard = _Heard(streamer)
         ids = torch.tensor([prompt], device=self.model.device)
+        heard = _Heard(streamer, ids)
         try:
+            if not assisted and settings.get("prefill_chunk_size") is not None:
+                self._read(ids, settings.pop("prefill_chunk_size"))
             self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -120,6 +132,17 @@ class Conversation:
         if shared == 0:
             self.cache = DynamicCache(config=self.model.config)
         self.prefilled = len(prompt) - shared
+
+    @torch.no_grad()
+    def _read(self, ids: torch.Tensor, chunk: int) -> None:
+        """Have the cache hold all of `ids` [1, T] but the last `chunk` or less, read so many at a time.
+
+        By `generate` of transformers before 5.21, tokens that the cache holds would be read again.
+        """
+        if validate.integer("prefill_chunk_size", chunk) < 1:
+            raise ValueError(f"prefill_chunk_size: expected at least 1, got {chunk}")
+        for start in range(self._held(), ids.shape[1] - chunk, chunk):
+            self.model(ids[:, start : start + chunk], past_key_values=self.cache, logits_to_keep=1)
 
     def _held(self) -> int:
         """Tokens in the cache; 0 if an interruption left its layers out of step."""
