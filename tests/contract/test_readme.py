@@ -54,6 +54,34 @@ def test_every_time_is_that_of_the_table() -> None:
         assert f"{expected_full / expected_sparse:.2f}" == ratio
 
 
+def test_every_ratio_is_that_of_its_table() -> None:
+    """Guards against numbers that nobody measured."""
+    (head,) = re.findall(r"^\| table \| dtype \| \|([\d |]+)\|$", README, re.MULTILINE)
+    found = re.findall(
+        r"^\| `(\w+\.csv)` \| (\w+) \| (\w+)(?:, (\d+) rows?)? \|(.*)\|$", README, re.MULTILINE
+    )
+    assert len(found) > 10
+    for name, dtype, direction, batch, cells in found:
+        wanted = {
+            "dtype": dtype,
+            "direction": direction,
+            "batch": batch or "1",
+            "gate": "pass",
+            "head_dim": "128",
+        }
+        # calls of 4 groups are decode steps
+        wanted["groups"] = "4" if direction == "decode" else "1"
+        times = {
+            (row["backend"], row["tokens"]): float(row["median_ms"])
+            for row in rows_of(name)
+            if wanted.items() <= row.items()
+        }
+        for tokens, cell in zip(head.split("|"), cells.split("|"), strict=True):
+            if cell.strip():
+                full, sparse = times["sdpa", tokens.strip()], times["cpu", tokens.strip()]
+                assert f"{full / sparse:.2f}" == cell.strip(), (name, direction, tokens)
+
+
 def test_every_decode_step_is_that_of_the_table() -> None:
     """Guards against numbers that nobody measured."""
     times = {

@@ -68,7 +68,9 @@ class Conversation:
     def ask(self, text: str, streamer: Any = None, **settings: Any) -> str:
         """The model's answer to `text`; `settings` are those of `generate`, without beams.
 
-        With `prefill_chunk_size` new text is read so many tokens at a time. If it is interrupted, what was said until then stays in the conversation. A call that fails before the
+        With `prefill_chunk_size` new text is read so many tokens at a time.
+
+        If it is interrupted, what was said until then stays in the conversation. A call that fails before the
         first token of the answer is no turn.
 
         Raises:
