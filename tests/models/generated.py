@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from trisparse.models import TrisparseForCausalLM
+from trisparse.models.cache_name import CACHE_NAME
 
 from .tiny import tiny_model
 
@@ -22,9 +23,11 @@ def model_of(kind: str = "nsa") -> TrisparseForCausalLM:
     return tiny_model(tie_word_embeddings=False, **KINDS[kind]).double()
 
 
-def generated(model: TrisparseForCausalLM, ids: Tensor, **settings: Any) -> Tensor:
-    """The new tokens alone."""
+def generated(model: TrisparseForCausalLM, ids: Tensor, *, cache: Any = None, **settings: Any) -> Tensor:
+    """The new tokens alone; `cache` goes under its name in this version of transformers."""
     settings = {"max_new_tokens": 14, "do_sample": False} | settings
+    if cache is not None:
+        settings[CACHE_NAME] = cache
     settings.setdefault("attention_mask", torch.ones_like(ids))
     return model.generate(ids, **settings)[:, ids.shape[1] :]
 

@@ -162,7 +162,7 @@ def test_assisted_text_goes_on_from_a_cache_it_is_given() -> None:
     """Guards a chat with assistance: the cache holds accepted tokens only."""
     model, ids = model_of("mixed"), ids_of(1, 19)
     cache = DynamicCache(config=model.config)
-    first = generated(model, ids, past_key_values=cache, assistant_model=assistant(), max_new_tokens=9)
+    first = generated(model, ids, cache=cache, assistant_model=assistant(), max_new_tokens=9)
     assert cache.get_seq_length() == 19 + 8
     whole = torch.cat([ids, first, ids_of(1, 3, seed=4)], dim=1)
-    assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
+    assert torch.equal(generated(model, whole, cache=cache), greedy_without_cache(model, whole))

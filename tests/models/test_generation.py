@@ -9,6 +9,7 @@ from transformers import DynamicCache, pipeline
 
 from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from trisparse.models import TrisparseForCausalLM
+from trisparse.models.cache_name import CACHE_NAME
 
 from .generated import KINDS, generated, greedy_without_cache, model_of
 from .tiny import ids_of, tiny_model
@@ -69,15 +70,34 @@ def test_prefill_in_chunks_gives_the_same_text(chunk: int) -> None:
     assert torch.equal(generated(model, ids, attention_mask=mask, prefill_chunk_size=chunk), expected)
 
 
+def test_cache_has_either_name() -> None:
+    """Guards against a cache that is swallowed: transformers hands it over as `cache` from 5.24 on."""
+    model, ids = model_of("mixed"), ids_of(2, 9)
+    expected = model(ids, use_cache=False).logits[:, -1:]
+    for name in ("past_key_values", "cache"):
+        for part in (model, model.model):
+            cache = DynamicCache(config=model.config)
+            with torch.no_grad():
+                out = part(ids[:, :8], **{name: cache})
+                assert getattr(out, CACHE_NAME) is cache
+                assert cache.get_seq_length() == 8
+                out = part(ids[:, 8:], **{name: cache})
+            if part is model:
+                torch.testing.assert_close(out.logits, expected)
+    other = DynamicCache(config=model.config)
+    with pytest.raises(ValueError, match=f"^cache: expected none beside past_key_values; use {CACHE_NAME}"):
+        model(ids, past_key_values=cache, cache=other)
+
+
 def test_generation_goes_on_with_a_cache_it_is_given() -> None:
     """Guards chats: the second call must use what the first one left, not compute or attend it twice."""
     model, ids = model_of(), ids_of(1, 9)
     cache = DynamicCache(config=model.config)
-    first = generated(model, ids, past_key_values=cache, max_new_tokens=5)
+    first = generated(model, ids, cache=cache, max_new_tokens=5)
     # the last token was chosen but never read
     assert cache.get_seq_length() == 9 + 4
     whole = torch.cat([ids, first, ids_of(1, 3, seed=4)], dim=1)
-    assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
+    assert torch.equal(generated(model, whole, cache=cache), greedy_without_cache(model, whole))
 
 
 @pytest.mark.parametrize("number", [int, torch.tensor], ids=["int", "tensor"])
@@ -150,12 +170,12 @@ def test_a_copy_of_a_prefix_cache_goes_on_by_itself() -> None:
     texts = []
     for seed in (1, 2):
         whole = torch.cat([prefix, ids_of(1, 4, seed=seed)], dim=1)
-        texts.append(generated(model, whole, past_key_values=copy.deepcopy(cache)))
+        texts.append(generated(model, whole, cache=copy.deepcopy(cache)))
         assert torch.equal(texts[-1], greedy_without_cache(model, whole))
     assert not torch.equal(*texts)
     assert cache.get_seq_length() == 23
     whole = torch.cat([prefix, ids_of(1, 4, seed=3)], dim=1)
-    assert torch.equal(generated(model, whole, past_key_values=cache), greedy_without_cache(model, whole))
+    assert torch.equal(generated(model, whole, cache=cache), greedy_without_cache(model, whole))
 
 
 def test_beams_of_left_padded_rows_equal_beams_without_a_cache() -> None:

@@ -8,6 +8,7 @@ import torch
 from transformers import DynamicCache
 
 from trisparse.models import TrisparseForCausalLM
+from trisparse.models.cache_name import CACHE_NAME
 
 from .generated import model_of
 from .tiny import ids_of, tiny_model
@@ -305,7 +306,7 @@ def test_prompt_with_another_padding_than_on_the_left_is_refused(kind: str, mask
     with torch.no_grad(), refused:
         model(ids, attention_mask=wrong, past_key_values=cache)
     with refused:
-        model.generate(ids, attention_mask=wrong, max_new_tokens=2, past_key_values=cache)
+        model.generate(ids, attention_mask=wrong, max_new_tokens=2, **{CACHE_NAME: cache})
     assert cache.get_seq_length() == 0
     check_it_goes_on(model, cache, tokens=0)
 

@@ -73,9 +73,9 @@ def test_a_cache_of_the_users_is_gone_on_with(steps: list[Tensor]) -> None:
     """Guards a second turn with the cache of the first."""
     model, ids = model_of(), ids_of(1, 9)
     cache = StaticCache(config=model.config, max_cache_len=64)
-    first = torch.cat([ids, stepped(model, ids, cache_implementation=None, past_key_values=cache)], dim=1)
+    first = torch.cat([ids, stepped(model, ids, cache_implementation=None, cache=cache)], dim=1)
     second = torch.cat([first, ids_of(1, 5, seed=3)], dim=1)
-    found = stepped(model, second, cache_implementation=None, past_key_values=cache)
+    found = stepped(model, second, cache_implementation=None, cache=cache)
     assert torch.equal(found, greedy_without_cache(model, second))
     assert len(steps) == 2 * STEPS
 

@@ -13,6 +13,7 @@ from transformers import StaticCache
 from trisparse.bench.cases import dtype_name
 from trisparse.bench.table import environment
 from trisparse.models.cache import new_cache
+from trisparse.models.cache_name import CACHE_NAME
 from trisparse.models.causal_lm import TrisparseForCausalLM
 from trisparse.models.modeling import Block
 from trisparse.models.presets import model_config
@@ -132,7 +133,7 @@ class _Session:
 
     def _forward(self, count: int) -> None:
         ids: Tensor = torch.randint(self.model.config.vocab_size, (self.batch, count), device=self.device)
-        self.call(input_ids=ids, past_key_values=self.cache, logits_to_keep=1)
+        self.call(input_ids=ids, logits_to_keep=1, **{CACHE_NAME: self.cache})
 
     def _now(self) -> float:
         """Seconds, when all that was asked for is done."""

@@ -32,6 +32,7 @@ def generate(
     from trisparse.cli.stopwatch import Stopwatch
     from trisparse.cli.text_stream import TextStream
     from trisparse.models.cache import new_cache
+    from trisparse.models.cache_name import CACHE_NAME
     from trisparse.models.load import load_model
 
     text = _prompt(prompt, prompt_file)
@@ -48,9 +49,9 @@ def generate(
         **encoded,
         max_new_tokens=tokens,
         streamer=watch,
-        past_key_values=cache,
         prefill_chunk_size=PREFILL_CHUNK,
         **sampling,
+        **{CACHE_NAME: cache},
     )[0]
     numbers = statistics(language_model, cache, count, watch)
     if as_json:

@@ -51,14 +51,16 @@ def _from_cache(model: nn.Module, question: Question) -> tuple[Tensor, Tensor]:
     device = device_of(model)
     answers = _tokens(question.answers).to(device)
     prompt = model(input_ids=_tokens([question.prompt]).to(device), use_cache=True)
-    cache = getattr(prompt, "past_key_values", None)
+    # transformers calls it `cache` from 5.24 on
+    name = "cache" if hasattr(prompt, "cache") else "past_key_values"
+    cache = getattr(prompt, name, None)
     if cache is None or not hasattr(cache, "batch_repeat_interleave"):
         raise ValueError(
             f"share_prompt: expected a model that returns a transformers cache, got {type(cache).__name__}; "
             "leave share_prompt False"
         )
     cache.batch_repeat_interleave(len(answers))
-    rest = model(input_ids=answers[:, :-1], past_key_values=cache, use_cache=True).logits
+    rest = model(input_ids=answers[:, :-1], use_cache=True, **{name: cache}).logits
     first = prompt.logits[:, -1:].expand(len(answers), -1, -1)
     return torch.cat([first, rest], dim=1), answers
 

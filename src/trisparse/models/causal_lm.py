@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from trisparse.models.batch import check_labels, check_unused
+from trisparse.models.cache_name import CACHE_NAME, one_cache
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.models.modeling import TrisparseModel, TrisparsePreTrainedModel
 from trisparse.models.stepped_call import SteppedCall
@@ -38,6 +39,7 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         output_hidden_states: bool | None = None,
+        cache: DynamicCache | StaticCache | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """As TrisparseModel.forward; `labels` [B, T] add the mean loss in nats.
@@ -55,14 +57,14 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
             input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=one_cache(past_key_values, cache),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        cached = outputs.past_key_values is not None
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not cached):
+        filled = getattr(outputs, CACHE_NAME)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and filled is None):
             logits = self.lm_head(outputs.last_hidden_state[:, keep])
         loss = None
         if labels is not None:
@@ -71,8 +73,8 @@ class TrisparseForCausalLM(TrisparsePreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
+            **{CACHE_NAME: filled},
         )
 
     def get_compiled_call(self, compile_config: Any = None) -> Callable[..., Any]:  # noqa: ARG002

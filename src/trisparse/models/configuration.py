@@ -53,7 +53,7 @@ class TrisparseConfig(PreTrainedConfig):
     """
 
     model_type = "trisparse"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     vocab_size: int = 320
     hidden_size: int = 256

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 from trisparse import validate
 from trisparse.models.cache import cache_layers, cached_lengths
+from trisparse.models.cache_name import CACHE_NAME
 
 # settings of `generate` that make it guess tokens
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
@@ -94,9 +95,9 @@ class Conversation:
             self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
-                past_key_values=self.cache,
                 streamer=heard,
                 **settings,
+                **{CACHE_NAME: self.cache},
             )
         except BaseException as error:
             if heard.ids or isinstance(error, KeyboardInterrupt):

@@ -28,6 +28,7 @@ from trisparse.models.cache import (
     check_state,
     take_back,
 )
+from trisparse.models.cache_name import CACHE_NAME, one_cache
 from trisparse.models.configuration import TrisparseConfig
 from trisparse.nn.attention import NativeSparseAttention
 from trisparse.nn.cache import BatchCache
@@ -136,7 +137,7 @@ class TrisparsePreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = [CACHE_NAME]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -173,6 +174,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        cache: DynamicCache | StaticCache | None = None,
         **unused: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, hidden_size] of `input_ids` [B, T] or `inputs_embeds`.
@@ -183,6 +185,7 @@ class TrisparseModel(TrisparsePreTrainedModel):
             position_ids: [B, T] or [1, T]; without a cache, those that restart at 0 mark packed documents.
             past_key_values: `DynamicCache(config=model.config)`, or `StaticCache(config=model.config,
                 max_cache_len=n)`; extended in place. A call that fails leaves it as it was.
+            cache: the same, under the name that it has in transformers 5.24.
             output_hidden_states: also give the embeddings and what each block makes of them, the last one
                 behind the norm: num_hidden_layers + 1 tensors [B, T, hidden_size].
             use_cache: make a cache where none is given. A forward with a cache is inference: its results
@@ -197,19 +200,20 @@ class TrisparseModel(TrisparsePreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         kept: list[Tensor] | None = [] if output_hidden_states else None
         hidden = self._embeddings(input_ids, inputs_embeds)
-        if past_key_values is None and use_cache:
-            past_key_values = DynamicCache(config=self.config)
-        if past_key_values is None:
+        held = one_cache(past_key_values, cache)
+        if held is None and use_cache:
+            held = DynamicCache(config=self.config)
+        if held is None:
             batch = self._read_batch(attention_mask, position_ids, hidden)
             output = self._run(hidden, batch, [None] * len(self.layers), kept)
         else:
-            layers = cache_layers(past_key_values, len(self.layers))
+            layers = cache_layers(held, len(self.layers))
             batch = read_cached_batch(attention_mask, position_ids, hidden.shape, layers)
             output = self._run_cached(hidden, batch, layers, kept)
         return BaseModelOutputWithPast(
             last_hidden_state=output,
-            past_key_values=past_key_values,
             hidden_states=None if kept is None else (*kept, output),
+            **{CACHE_NAME: held},
         )
 
     def _run(

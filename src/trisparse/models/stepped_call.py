@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from trisparse.baselines.full_attention import FullAttention
 from trisparse.invariance import is_batch_invariant
 from trisparse.models.cache import cache_layers
+from trisparse.models.cache_name import CACHE_NAME, one_cache
 from trisparse.models.modeling import Block, TrisparseModel, read_cached_batch
 from trisparse.models.token_step import TokenStep, has_kernels
 from trisparse.nn.attention import NativeSparseAttention
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from trisparse.models.causal_lm import TrisparseForCausalLM
 
 # what a step heeds, and what means nothing for one token
-_HEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values")
+_HEEDED = ("input_ids", "attention_mask", "position_ids", "past_key_values", "cache")
 _MEANINGLESS = ("use_cache", "logits_to_keep", "return_dict")
 # one-token calls of a cache before the first captured one: a capture takes as long as some of them
 _PLAIN_CALLS = 2
@@ -43,9 +44,10 @@ class SteppedCall:
 
     def __call__(self, **inputs: Any) -> CausalLMOutputWithPast:
         """As TrisparseForCausalLM.forward."""
-        if not (self._can_step and self._is_one_token(inputs)) or self._is_watched():
+        cache = one_cache(inputs.get("past_key_values"), inputs.get("cache"))
+        if not (self._can_step and _is_one_token(inputs, cache)) or self._is_watched():
             return self._model(**inputs)
-        ids, cache = inputs["input_ids"], inputs["past_key_values"]
+        ids = inputs["input_ids"]
         if self._cache is not cache:
             self._cache, self._step, self._plain_calls = cache, None, 0
         if self._plain_calls < _PLAIN_CALLS:
@@ -58,7 +60,7 @@ class SteppedCall:
         logits = self._stepped(ids, cache)
         if logits is None:
             return self._model(**inputs)
-        return CausalLMOutputWithPast(logits=logits[:, None], past_key_values=cache)
+        return CausalLMOutputWithPast(logits=logits[:, None], **{CACHE_NAME: cache})
 
     @property
     def is_stepping(self) -> bool:
@@ -80,21 +82,22 @@ class SteppedCall:
         self._step = step
         return logits
 
-    def _is_one_token(self, inputs: dict[str, Any]) -> bool:
-        """One more token of each row, and nothing asked for but its logits."""
-        ids, cache = inputs.get("input_ids"), inputs.get("past_key_values")
-        if not isinstance(cache, StaticCache) or not cache.get_seq_length():
-            return False
-        others = [inputs[name] for name in inputs if name not in _HEEDED + _MEANINGLESS]
-        asks = isinstance(inputs.get("logits_to_keep"), torch.Tensor) or inputs.get("return_dict") is False
-        asks |= any(value is not None and value is not False for value in others)
-        return isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.shape[1] == 1 and not asks
-
     def _is_watched(self) -> bool:
         """Whether something looks at, or changes, what a captured step does once and for all."""
         casts = torch.is_autocast_enabled(self._model.device.type)
         states = self._model.config.output_hidden_states
         return casts or states or is_batch_invariant() or current_record() is not None
+
+
+def _is_one_token(inputs: dict[str, Any], cache: Any) -> bool:
+    """One more token of each row, and nothing asked for but its logits."""
+    if not isinstance(cache, StaticCache) or not cache.get_seq_length():
+        return False
+    ids = inputs.get("input_ids")
+    others = [inputs[name] for name in inputs if name not in _HEEDED + _MEANINGLESS]
+    asks = isinstance(inputs.get("logits_to_keep"), torch.Tensor) or inputs.get("return_dict") is False
+    asks |= any(value is not None and value is not False for value in others)
+    return isinstance(ids, torch.Tensor) and ids.dim() == 2 and ids.shape[1] == 1 and not asks
 
 
 def _is_altered(model: torch.nn.Module) -> bool:
