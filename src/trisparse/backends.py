@@ -17,8 +17,6 @@ NAMES = ("reference", "torch", "cpu", "triton")
 # kernels, best first, and what they take (spec 9); the other two take anything on any device
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 _KERNELS = {"triton": ("cuda", _NARROW), "cpu": ("cpu", _NARROW)}
-# instruction sets with bfloat16 products
-_MULTIPLY_BFLOAT16 = ("amx", "avx512_bf16")
 # backends with one operator for the whole op, forward and backward
 FUSED = ("cpu", "triton")
 
@@ -127,7 +125,10 @@ def cpu_instructions(dtype: torch.dtype) -> str:
 def fast_cpu_dtype() -> torch.dtype:
     """bfloat16 if the CPU kernels multiply it in hardware, else float32."""
     chosen = choose("auto", "cpu", torch.bfloat16)
-    fast = chosen == "cpu" and cpu_instructions(torch.bfloat16) in _MULTIPLY_BFLOAT16
+    if chosen != "cpu":
+        return torch.float32
+    sets = importlib.import_module("trisparse.cpu.instructions")
+    fast = sets.multiplies_bfloat16(cpu_instructions(torch.bfloat16))
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -104,7 +104,8 @@ def test_env_prints_json_with_a_reason_for_every_missing_backend(call: Call) -> 
     assert code == 0
     assert facts["backends"]["reference"] == "usable"
     assert all(facts["backends"].values())
-    assert facts["packages"]["torch"] == torch.__version__
+    # a wheel need not name the CUDA that it was built with
+    assert torch.__version__.startswith(facts["packages"]["torch"])
 
 
 def test_generate_prints_text_and_speed_as_json(call: Call, model_folder: Path) -> None:

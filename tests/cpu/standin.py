@@ -142,12 +142,8 @@ Call = Callable[..., tuple[int, str, str]]
 Messages = Callable[[], list[str]]
 
 _SETS = candidates(Processor("x86_64"))
-# features of all sets, and the vendor for whom one set is
-EVERYTHING = Processor(
-    "x86_64",
-    frozenset(name for one in _SETS for name in one.features),
-    "".join(one.vendor for one in _SETS),
-)
+(_VENDOR,) = {one.vendor for one in _SETS if one.vendor}
+EVERYTHING = Processor("x86_64", frozenset(name for one in _SETS for name in one.features), _VENDOR)
 
 CHILD = """
 import logging, sys

@@ -107,10 +107,11 @@ def test_flags_that_the_compiler_does_not_know_leave_a_set_out(
 ) -> None:
     """Guards against an old compiler that takes the whole backend away, or a dispatcher that expects AMX."""
     monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda: EVERYTHING)
-    compiler('case "$*" in *-mamx*) echo "error: unrecognized option -mamx-tile" >&2; exit 1;; esac')
+    compiler('case "$*" in *-mavx512bf16*) echo "error: unrecognized option" >&2; exit 1;; esac')
     made = build(sources, folder)
-    assert made.instruction_sets == ("avx512_bf16", "avx512", "portable")
+    assert made.instruction_sets == ("avx512", "portable")
     assert "does not know" in made.left_out["amx"]
+    assert "does not know" in made.left_out["avx512_bf16"]
     log = (made.path.parent / "build.log").read_text()
     assert "-DTRISPARSE_WITH_AVX512" in log
     assert "-DTRISPARSE_WITH_AMX" not in log
@@ -266,3 +267,22 @@ def test_set_that_is_slower_elsewhere_is_for_its_vendor_alone(
     recipe = make_recipe(sources)
     assert [one.label for one in recipe.sets] == ["amx", "avx512", "avx2", "portable"]
     assert "AuthenticAMD" in dict(recipe.left_out)["avx512_bf16"]
+    # for comparisons
+    monkeypatch.setenv("TRISPARSE_CPU_INSTRUCTIONS", "avx512_bf16")
+    forced = make_recipe(sources)
+    assert [one.label for one in forced.sets] == ["amx", "avx512_bf16", "avx512", "avx2", "portable"]
+    assert forced.key != recipe.key
+
+
+@plain
+def test_reasons_are_those_of_this_processor(
+    sources: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Guards against a cache shared by two processors whose reports show the reasons of the other."""
+    for feature in ("avx512f", "avx512_bf16"):
+        # neither can run a set that needs both: one library, two reasons
+        processor = Processor("x86_64", frozenset({feature}))
+        monkeypatch.setattr("trisparse.cpu.recipe.this_processor", lambda processor=processor: processor)
+        made = build(sources, folder)
+        assert feature not in made.left_out["avx512_bf16"].split()[-1]
+    assert not made.fresh

@@ -51,10 +51,10 @@ def passed_in(command: list[str], **settings: str) -> int:
 @pytest.mark.parametrize(
     ("name", "choice", "count"),
     [
-        ("amx", "amx and bfloat16", 150),
-        # its operands are those of amx
-        ("avx512_bf16", "avx512_bf16 and bfloat16 and (whole_op or test_each_set_agrees)", 30),
-        ("avx512", "avx512 and not avx512_bf16 and float32", 150),
+        ("amx", "amx and bfloat16", 100),
+        # operands and passes are those of amx: for want of time, the rest is left to `make test-emulated`
+        ("avx512_bf16", "avx512_bf16 and bfloat16 and (whole_op or test_each_set_agrees)", 20),
+        ("avx512", "avx512 and not avx512_bf16 and float32", 100),
     ],
 )
 def test_a_set_that_is_not_here_agrees_with_the_reference(name: str, choice: str, count: int):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from trisparse.cpu import build
-from trisparse.cpu.library import FORCE
+from trisparse.cpu.instructions import FORCE
 
 ROOM = Path(build.__file__).parent
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "cpu.md"

@@ -29,9 +29,12 @@ pytestmark = [
 DISPATCHER = """
 #include <cpuid.h>
 #include <cstdarg>
+#include <string>
 #include <sys/syscall.h>
 #include <unistd.h>
 static long answer = 0, asked = 0;
+static std::string missing;
+static bool supports(const char* name) { return name != missing; }
 static long system_call(long number, ...) {
   std::va_list rest;
   va_start(rest, number);
@@ -46,9 +49,10 @@ static int all_features(unsigned, unsigned, unsigned* a, unsigned* b, unsigned* 
 }
 #define syscall system_call
 #define __get_cpuid_count all_features
-#define __builtin_cpu_supports(name) true
+#define __builtin_cpu_supports(name) supports(name)
 #include "dispatch.cpp"
 TRISPARSE_EXPORT void set_answer(long value) { answer = value; }
+TRISPARSE_EXPORT void set_missing(const char* name) { missing = name; }
 TRISPARSE_EXPORT long times_asked() { return asked; }
 namespace trisparse {
 static bool any(int32_t) { return true; }
@@ -93,6 +97,23 @@ def test_dispatcher_asks_for_the_tiles_once_and_goes_on_without(
     assert dispatcher.trisparse_instructions_for(DATA_TYPES[torch.float32]).decode() == "avx512"
     assert (dispatcher.trisparse_select_instruction_set(b"amx") == 0) == (answer == 0)
     assert dispatcher.times_asked() == 1
+
+
+@pytest.mark.parametrize(
+    ("missing", "sets"),
+    [
+        (b"avx512bf16", "avx512,portable"),
+        (b"avx512vl", "portable"),
+        (b"avx512f", "portable"),
+        (b"sse9", "amx,avx512_bf16,avx512,portable"),
+    ],
+)
+def test_dispatcher_leaves_out_what_the_processor_lacks(
+    dispatcher: ctypes.CDLL, missing: bytes, sets: str
+) -> None:
+    """Guards against an instruction that ends the process: a library may have been built elsewhere."""
+    dispatcher.set_missing(missing)
+    assert dispatcher.trisparse_instruction_sets().decode() == sets
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pytest
 import torch
 from jinja2 import TemplateError
 
+from trisparse.cli.stopwatch import Stopwatch
 from trisparse.data.tokenizer import VOCAB_SIZE, byte_tokenizer
 from trisparse.models import TrisparseForCausalLM
 from trisparse.models.conversation import Conversation
@@ -92,13 +93,23 @@ def test_new_text_is_read_in_chunks(monkeypatch: pytest.MonkeyPatch, chunk: int)
     check_turn(conversation, "Once more", prefill_chunk_size=chunk)
 
 
+def test_chunks_of_the_models_own_settings() -> None:
+    """Guards the second turn where the size of chunks is the model's and not the call's."""
+    conversation = new_conversation()
+    conversation.model.generation_config.prefill_chunk_size = 4
+    check_turn(conversation, "How are you today?")
+    check_turn(conversation, "And otherwise?", prefill_chunk_size=3)
+    check_turn(conversation, "I see.")
+
+
 @pytest.mark.parametrize("chunk", [0, -1, 2.5])
 def test_chunks_of_no_size_are_refused(chunk: Any) -> None:
-    """Guards against a prompt that is never read, or a turn that stays after a refused call."""
-    conversation = new_conversation()
+    """Guards against a prompt that is never read or is shown later, or a turn that stays after a refused call."""
+    conversation, watch = new_conversation(), Stopwatch()
     with pytest.raises((ValueError, TypeError), match="prefill_chunk_size: expected"):
-        conversation.ask("How are you?", **SETTINGS, prefill_chunk_size=chunk)
+        conversation.ask("How are you?", watch, **SETTINGS, prefill_chunk_size=chunk)
     assert conversation.ids == []
+    assert not watch._times
     check_turn(conversation, "How are you?")
 
 

@@ -1,6 +1,7 @@
 // The tile registers of AMX on any processor: as csrc/amx_tiles.h offers them, in plain C++. Slow.
 #pragma once
-#include <cmath>
+#include <immintrin.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -52,10 +53,7 @@ inline void store_tile(void* to, ptrdiff_t stride_bytes) {
     std::memcpy(static_cast<char*>(to) + row * stride_bytes, emulated_tile(tile).bytes[row], 64);
 }
 
-// AMX takes subnormal numbers for zero, and makes none
-inline float without_subnormal(float number) {
-  return number != 0 && std::fabs(number) < 0x1p-126f ? std::copysign(0.0f, number) : number;
-}
+using emulated::without_subnormal;
 
 // the even bfloat16 of each row, and the odd ones
 struct TileHalves {

@@ -19,6 +19,11 @@ namespace emulated {
 typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint64_t Longs __attribute__((vector_size(64)));
 
+// products of bfloat16 take subnormal numbers for zero, and make none
+inline float without_subnormal(float number) {
+  return number != 0 && std::fabs(number) < 0x1p-126f ? std::copysign(0.0f, number) : number;
+}
+
 // to nearest, ties to even; subnormal numbers count as zero
 inline uint16_t to_bfloat16(float number) {
   uint32_t bits;
@@ -167,8 +172,12 @@ inline __m256bh _mm512_cvtneps_pbh(__m512 a) {
 
 inline __m512 _mm512_dpbf16_ps(__m512 sums, __m512bh a, __m512bh b) {
   for (int lane = 0; lane < 16; ++lane) {
-    for (int half = 1; half >= 0; --half)
-      sums[lane] += emulated::from_bfloat16(a[2 * lane + half]) * emulated::from_bfloat16(b[2 * lane + half]);
+    float sum = emulated::without_subnormal(sums[lane]);
+    for (int half = 1; half >= 0; --half) {
+      const float left = emulated::from_bfloat16(a[2 * lane + half]);
+      sum = emulated::without_subnormal(sum + left * emulated::from_bfloat16(b[2 * lane + half]));
+    }
+    sums[lane] = sum;
   }
   return sums;
 }

@@ -63,7 +63,7 @@ def build(
     prepare(folder)
     with locked(folder / f"{key}.lock"):
         # another process may have built it while this one waited
-        found = None if force else _find(folder, key)
+        found = None if force else _find(folder, key, recipe)
         return found or _make(recipe, compiler, folder, key)
 
 
@@ -82,10 +82,10 @@ def _in_cache(folder: Path, recipe: Recipe) -> Build | None:
         compiler = find_compiler()
     except BuildError:
         return _by_any_compiler(folder, recipe)
-    return _find(folder, recipe.key_with(compiler))
+    return _find(folder, recipe.key_with(compiler), recipe)
 
 
-def _find(folder: Path, key: str) -> Build | None:
+def _find(folder: Path, key: str, recipe: Recipe) -> Build | None:
     """The library under `key`, if it is whole."""
     place = folder / key
     if not os.path.exists(place):
@@ -101,7 +101,8 @@ def _find(folder: Path, key: str) -> Build | None:
             path=place / LIBRARY,
             compiler=facts["compiler"],
             instruction_sets=tuple(facts["instruction_sets"]),
-            left_out=dict(facts["left_out"]),
+            # whoever built it may have lacked other features than this processor does
+            left_out={**facts["left_out"], **dict(recipe.left_out)},
             seconds=facts["seconds"],
             fresh=False,
         )
@@ -110,7 +111,7 @@ def _find(folder: Path, key: str) -> Build | None:
 
 
 def _by_any_compiler(folder: Path, recipe: Recipe) -> Build | None:
-    builds = (_find(folder, path.name) for path in sorted(folder.glob(f"{recipe.key}-????????")))
+    builds = (_find(folder, path.name, recipe) for path in sorted(folder.glob(f"{recipe.key}-????????")))
     return next((found for found in builds if found is not None), None)
 
 

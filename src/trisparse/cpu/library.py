@@ -13,12 +13,11 @@ import torch
 from trisparse.cpu.build import SOURCES, Build, build, find
 from trisparse.cpu.cache import cache_folder
 from trisparse.cpu.errors import BuildError, CacheError, LoadError
+from trisparse.cpu.instructions import FORCE
 from trisparse.cpu.notice import LOG, say
 from trisparse.cpu.recipe import INTERFACE_VERSION, make_recipe
 from trisparse.cpu.threads import ONE_THREAD, thread_functions, torch_library
 
-# forces one instruction set, for tests and comparisons
-FORCE = "TRISPARSE_CPU_INSTRUCTIONS"
 # some containers and old kernels do not grant AMX its tiles
 _REFUSED = "processor or operating system refuse it to this process"
 

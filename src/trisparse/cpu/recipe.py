@@ -10,7 +10,15 @@ from pathlib import Path
 
 from trisparse.cpu.compiler import Compiler
 from trisparse.cpu.errors import BuildError
-from trisparse.cpu.instructions import PORTABLE, SPECIAL_SOURCES, InstructionSet, candidates, why_not
+from trisparse.cpu.instructions import (
+    FORCE,
+    PORTABLE,
+    SPECIAL_SOURCES,
+    InstructionSet,
+    candidates,
+    why_not,
+    why_not_worth,
+)
 from trisparse.cpu.processor import this_processor
 
 # what Python and the sources agree on; kInterfaceVersion in csrc/interface.h
@@ -79,11 +87,14 @@ def make_recipe(sources: Path, only: str | None = None) -> Recipe:
         if name not in names:
             raise BuildError(f"the sources are incomplete: {name} is not in {sources}")
     processor = this_processor()
+    wanted = os.environ.get(FORCE, "").strip()
     sets, left_out = [], {}
     for candidate in candidates(processor):
         if only not in (None, candidate.name):
             continue
         reason = why_not(candidate, processor)
+        if reason is None and candidate.name not in (wanted, only):
+            reason = why_not_worth(candidate, processor)
         if candidate.source not in names:
             reason = f"{candidate.source} is not among the sources"
         if reason is None:

@@ -11,27 +11,29 @@ from trisparse.models.cache_name import CACHE_NAME
 
 # settings of `generate` that make it guess tokens
 _ASSISTED = ("assistant_model", "prompt_lookup_num_tokens")
+_CHUNK = "prefill_chunk_size"
+_HEEDED = (*_ASSISTED, _CHUNK)
 
 
 class _Heard:
-    """A streamer that keeps the new ids, so that an interrupted answer is known, and hands them on.
+    """A streamer that keeps the new ids, so that an interrupted answer is known, and hands them on."""
 
-    The prompt it hands on at once.
-    """
-
-    def __init__(self, inner: Any, prompt: torch.Tensor) -> None:
+    def __init__(self, inner: Any) -> None:
         self.inner = inner
         self.ids: list[int] | None = None
-        if inner is not None:
-            inner.put(prompt)
+        self._has_prompt = False
+
+    def begin(self, prompt: torch.Tensor) -> None:
+        """Hand the prompt on before `generate` does: who takes the time of its reading starts here."""
+        self._has_prompt = True
+        if self.inner is not None:
+            self.inner.put(prompt.cpu())
 
     def put(self, ids: torch.Tensor) -> None:
-        if self.ids is None:
-            # the first call brings the prompt
-            self.ids = []
-            return
-        self.ids += ids.flatten().tolist()
-        if self.inner is not None:
+        # the first call brings the prompt
+        is_prompt = self.ids is None
+        self.ids = [] if self.ids is None else self.ids + ids.flatten().tolist()
+        if self.inner is not None and not (is_prompt and self._has_prompt):
             self.inner.put(ids)
 
     def end(self) -> None:
@@ -82,16 +84,19 @@ class Conversation:
         if not text:
             raise ValueError("text: expected some text, got none")
         prompt = self._prompt(text)
-        assisted = any(settings.get(name) is not None for name in _ASSISTED)
+        defaults = settings.get("generation_config") or self.model.generation_config
+        settings = {name: getattr(defaults, name, None) for name in _HEEDED} | settings
+        assisted = any(settings[name] is not None for name in _ASSISTED)
         if assisted:
             # transformers reads the whole prompt again then
             self.cache = DynamicCache(config=self.model.config)
         self._reuse(prompt)
         ids = torch.tensor([prompt], device=self.model.device)
-        heard = _Heard(streamer, ids)
+        heard = _Heard(streamer)
         try:
-            if not assisted and settings.get("prefill_chunk_size") is not None:
-                self._read(ids, settings.pop("prefill_chunk_size"))
+            if not assisted and settings[_CHUNK] is not None:
+                self._read(ids, settings[_CHUNK], heard)
+                settings[_CHUNK] = None
             self.model.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -137,14 +142,17 @@ class Conversation:
         self.prefilled = len(prompt) - shared
 
     @torch.no_grad()
-    def _read(self, ids: torch.Tensor, chunk: int) -> None:
+    def _read(self, ids: torch.Tensor, chunk: int, heard: _Heard) -> None:
         """Have the cache hold all of `ids` [1, T] but the last `chunk` or less, read so many at a time.
 
         By `generate` of transformers before 5.21, tokens that the cache holds would be read again.
         """
-        if validate.integer("prefill_chunk_size", chunk) < 1:
-            raise ValueError(f"prefill_chunk_size: expected at least 1, got {chunk}")
-        for start in range(self._held(), ids.shape[1] - chunk, chunk):
+        if validate.integer(_CHUNK, chunk) < 1:
+            raise ValueError(f"{_CHUNK}: expected at least 1, got {chunk}")
+        starts = range(self._held(), ids.shape[1] - chunk, chunk)
+        if starts:
+            heard.begin(ids)
+        for start in starts:
             self.model(ids[:, start : start + chunk], past_key_values=self.cache, logits_to_keep=1)
 
     def _held(self) -> int:
