@@ -104,7 +104,7 @@ def test_chunks_of_the_models_own_settings() -> None:
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.5])
 def test_chunks_of_no_size_are_refused(chunk: Any) -> None:
-    """Guards against a prompt that is never read or is shown later, or a turn that stays after a refused call."""
+    """Guards against a prompt that is never read, or that stays behind after a refused call."""
     conversation, watch = new_conversation(), Stopwatch()
     with pytest.raises((ValueError, TypeError), match="prefill_chunk_size: expected"):
         conversation.ask("How are you?", watch, **SETTINGS, prefill_chunk_size=chunk)
