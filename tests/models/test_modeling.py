@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, DynamicCache
 
 from trisparse.models import TrisparseForCausalLM, TrisparseModel
 from trisparse.nn.compressor import Compressor
@@ -294,6 +294,7 @@ def test_hidden_states_are_given_where_asked_for(packed: bool) -> None:
     [
         ({"output_attentions": True}, "^output_attentions: expected False"),
         ({"cu_seq_lens_q": torch.tensor([0, 5, 12])}, "^cu_seq_lens_q: .*position_ids"),
+        ({"cache_params": DynamicCache()}, "^cache_params: expected no cache under this name"),
     ],
 )
 def test_arguments_that_would_change_the_result_are_refused(argument: dict[str, Any], message: str) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import Cache
 
 from trisparse import validate
 from trisparse.nn.packed import PackedPlaces
@@ -173,8 +174,13 @@ def check_unused(arguments: dict[str, Any]) -> None:
     """Refuse arguments of transformers that would change a result, and that our models do not heed.
 
     Raises:
-        ValueError: attention matrices are asked for, or packed documents are marked by their lengths.
+        ValueError: attention matrices are asked for, packed documents are marked by their lengths, or a
+            cache comes under a name that we do not know.
     """
+    for name, value in arguments.items():
+        if isinstance(value, Cache):
+            # to pass it by would be a text without its beginning
+            raise ValueError(f"{name}: expected no cache under this name; use past_key_values or cache")
     if arguments.get("output_attentions"):
         raise ValueError(
             "output_attentions: expected False, got True; sparse attention makes no matrix of attentions"
