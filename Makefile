@@ -3,6 +3,8 @@ BIN := .venv/bin
 GPU_RESULTS ?= benchmarks/results/gpu
 # of train-gpu
 MINUTES ?= 9
+# of bench-gpu
+BENCH_MINUTES ?= 9
 # most of a GPU test is the compilation of its kernels, by one core
 WORKERS ?= 14
 # files of tests/cpu that are about numbers, not about how kernels are built
@@ -57,7 +59,7 @@ rehearse-gpu: .venv/test.stamp
 
 # ceilings, the whole op and its parts beside full attention, decode steps; ends within ten minutes: again, and it goes on where it ended
 bench-gpu:
-	PYTHONPATH=src $(PYTHON) tools/bench_gpu --output $(GPU_RESULTS)
+	PYTHONPATH=src $(PYTHON) tools/bench_gpu --minutes $(BENCH_MINUTES) --output $(GPU_RESULTS)
 
 # tokens/s of a whole model of 136 million parameters with random weights, its steps captured in graphs
 generate-gpu:
